@@ -1,0 +1,1 @@
+"""One file per study: `get_config(preset)` returns a locked ConfigDict. A study is data, not code."""

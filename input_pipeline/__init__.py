@@ -1,0 +1,1 @@
+"""Raw downloads in, prepared datasets and training batches out."""

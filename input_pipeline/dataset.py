@@ -1,0 +1,265 @@
+"""What is a prepared data set, seen from training: labels, roles and groups in record order, and images by index."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from input_pipeline.cli import UserError
+from input_pipeline.example_proto import parse_example
+from input_pipeline.records import MANIFEST, RecordSource
+
+ROLES = ("train", "validation", "calibration", "test", "unlabelled")
+TFDS_PREFIX = "tfds:"
+
+_SPLITS = "splits.json"
+_PREPARE = "prepare the data again with `python -m input_pipeline.prepare`"
+
+
+class ImageStore(Protocol):
+    """Where a data set's encoded images are read from; safe to share between threads."""
+
+    def encoded(self, index: int) -> bytes: ...
+
+    def captions(self) -> list[str] | None: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set of N images and K classes; every array is in record order.
+
+    Attributes:
+      name: the study, or the TFDS name.
+      directory: where it lies.
+      class_names: K names.
+      multi_label: whether an image may carry several labels.
+      simulated: whether the images were rendered by `input_pipeline.simulate` (reports must say so).
+      channels: channels of the images.
+      dtype: uint8 or uint16, the type of the decoded images.
+      fingerprint: SHA-256 over what identifies the content; a checkpoint belongs to one fingerprint.
+      ids: object (str) `[N]`.
+      labels: int32 `[N]` with -1 for unlabelled, or multi-hot float32 `[N, K]` with zeros for unlabelled.
+      roles: str `[N]`, each one of `ROLES`.
+      groups: object (str) `[N]`: images that must stay on the same side of a split.
+      folds: int32 `[N]`, -1 where the data set was not cut into folds.
+    """
+
+    name: str
+    directory: pathlib.Path
+    class_names: tuple[str, ...]
+    multi_label: bool
+    simulated: bool
+    channels: int
+    dtype: np.dtype
+    fingerprint: str
+    ids: np.ndarray
+    labels: np.ndarray
+    roles: np.ndarray
+    groups: np.ndarray
+    folds: np.ndarray
+    images: ImageStore
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def encoded(self, index: int) -> bytes:
+        """The encoded image (JPEG or PNG) of example `index`, verified against the record's checksum.
+
+        Raises:
+          UserError: when the record is damaged, belongs to another id, or holds no image.
+        """
+        return self.images.encoded(int(index))
+
+    @property
+    def captions(self) -> list[str] | None:
+        """The caption of every example (reads all records), or None when the data set has none."""
+        return self.images.captions()
+
+    def indices(self, role: str) -> np.ndarray:
+        """The examples of a role, int64, ascending."""
+        if role not in ROLES:
+            raise UserError(f"unknown role {role!r}: choose one of {', '.join(ROLES)}.")
+        return np.flatnonzero(self.roles == role).astype(np.int64)
+
+    def with_roles(self, roles: Sequence[str] | np.ndarray) -> "Dataset":
+        """The same data set under other roles `[N]` (a fold, or the study's own split)."""
+        roles = _checked_roles(roles, len(self))
+        return dataclasses.replace(self, roles=roles)
+
+
+def _checked_roles(roles: Sequence[str] | np.ndarray, n: int) -> np.ndarray:
+    roles = np.asarray(roles, dtype=str)
+    if roles.shape != (n,):
+        raise ValueError(f"{n} roles are needed, not an array of shape {roles.shape}")
+    strangers = sorted(set(np.unique(roles)) - set(ROLES))
+    if strangers:
+        raise UserError(f"unknown role {strangers[0]!r}: the roles are {', '.join(ROLES)}.")
+    return roles
+
+
+class _RecordImages:
+    """Images out of TFRecord shards; each record's id is compared with the one in `splits.json`."""
+
+    def __init__(self, source: RecordSource, ids: np.ndarray):
+        self._source = source
+        self._ids = [name.encode() for name in ids]
+
+    def _features(self, index: int):
+        features = parse_example(self._source[index]).features.feature
+        # A protobuf map invents missing entries when they are asked for.
+        found = features["id"].bytes_list.value if "id" in features else ()
+        if len(found) != 1 or found[0] != self._ids[index]:
+            raise UserError(
+                f"{self._source.locate(index)} is not the example {self._ids[index].decode()!r} that {_SPLITS} "
+                f"expects there: {_PREPARE}."
+            )
+        return features
+
+    def encoded(self, index: int) -> bytes:
+        features = self._features(index)
+        images = features["image"].bytes_list.value if "image" in features else ()
+        if len(images) != 1:
+            raise UserError(
+                f"{self._source.locate(index)} has no feature `image` holding one string of bytes: {_PREPARE}."
+            )
+        return images[0]
+
+    def captions(self) -> list[str] | None:
+        if not self._ids or "caption" not in self._features(0):
+            return None
+        captions = []
+        for index in range(len(self._ids)):
+            values = self._features(index)["caption"].bytes_list.value
+            captions.append(values[0].decode("utf-8") if values else "")
+        return captions
+
+
+def read_json(path: pathlib.Path, remedy: str = _PREPARE) -> dict:
+    """The JSON object in a file of a data set.
+
+    Raises:
+      UserError: when the file is missing or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing, so the data set is not complete: {remedy}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not readable JSON: {remedy}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a JSON object: {remedy}.")
+    return content
+
+
+def image_feature(features: dict, path: pathlib.Path, key: str = "image") -> tuple[int, np.dtype]:
+    """Channels and type of the images, from a TFDS `features.json`.
+
+    Raises:
+      UserError: when the file declares no image of 1 to 4 channels and 8 or 16 bits under `key`.
+    """
+    try:
+        image = features["featuresDict"]["features"][key]["image"]
+        channels, dtype = int(image["shape"]["dimensions"][-1]), str(image.get("dtype", "uint8"))
+    except (KeyError, TypeError, IndexError, ValueError):
+        channels, dtype = 0, ""
+    if not 1 <= channels <= 4 or dtype not in ("uint8", "uint16"):
+        raise UserError(f"{path} declares no image of 1 to 4 channels in 8 or 16 bits named {key!r}.")
+    return channels, np.dtype(dtype)
+
+
+def label_array(label_lists: Sequence[Sequence[int]], num_classes: int, multi_label: bool) -> np.ndarray:
+    """Labels as the loader gives them: int32 `[N]` (-1 where there is none) or multi-hot float32 `[N, K]`.
+
+    Raises:
+      UserError: for a label outside the classes, or several labels where one is allowed; names the row.
+    """
+    if multi_label:
+        labels = np.zeros((len(label_lists), num_classes), np.float32)
+    else:
+        labels = np.full(len(label_lists), -1, np.int32)
+    for row, own in enumerate(label_lists):
+        if not all(isinstance(label, int) and 0 <= label < num_classes for label in own):
+            raise UserError(f"example {row} has the labels {list(own)}, outside the {num_classes} classes: {_PREPARE}.")
+        if multi_label:
+            labels[row, list(own)] = 1.0
+        elif len(own) > 1:
+            raise UserError(f"example {row} has {len(own)} labels in a single-label data set: {_PREPARE}.")
+        elif own:
+            labels[row] = own[0]
+    return labels
+
+
+def _open_prepared(directory: pathlib.Path) -> Dataset:
+    source = RecordSource(directory)
+    splits_path = directory / _SPLITS
+    splits = read_json(splits_path)
+    try:
+        examples = splits["examples"]
+        name, class_names = str(splits["study"]), tuple(map(str, splits["class_names"]))
+        multi_label, simulated = bool(splits["multi_label"]), bool(splits["simulated"])
+        roles = [example["role"] for example in examples.values()]
+        groups = [str(example["group"]) for example in examples.values()]
+        label_lists = [list(example["label"]) for example in examples.values()]
+        folds = [int(example.get("fold", -1)) for example in examples.values()]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{splits_path} lacks what a data set needs ({error}): {_PREPARE}.") from error
+    if len(examples) != len(source):
+        raise UserError(
+            f"{splits_path} names {len(examples)} examples but the records hold {len(source)}: {_PREPARE}."
+        )
+    roles = _checked_roles(roles, len(examples))
+    labels = label_array(label_lists, len(class_names), multi_label)
+    if not multi_label and ((labels < 0) & (roles != "unlabelled")).any():
+        raise UserError(f"{splits_path} has an example without a label outside the role `unlabelled`: {_PREPARE}.")
+    labels[roles == "unlabelled"] = 0 if multi_label else -1
+    features_path = directory / "features.json"
+    channels, dtype = image_feature(read_json(features_path), features_path)
+    content = (directory / MANIFEST).read_bytes() + splits_path.read_bytes()
+    ids = np.array(list(examples), dtype=object)
+    return Dataset(
+        name=name,
+        directory=directory,
+        class_names=class_names,
+        multi_label=multi_label,
+        simulated=simulated,
+        channels=channels,
+        dtype=dtype,
+        fingerprint=hashlib.sha256(content).hexdigest(),
+        ids=ids,
+        labels=labels,
+        roles=roles,
+        groups=np.array(groups, dtype=object),
+        folds=np.array(folds, np.int32),
+        images=_RecordImages(source, ids),
+    )
+
+
+def open_dataset(spec: str | pathlib.Path) -> Dataset:
+    """Opens a prepared data set.
+
+    Args:
+      spec: a folder written by `python -m input_pipeline.prepare`, or `tfds:NAME` or `tfds:NAME@DATA_DIR` for a
+        TensorFlow Datasets data set stored as array_record (see `tfds_source`).
+
+    Raises:
+      UserError: when it is missing, incomplete or inconsistent; the sentence says how to prepare it.
+    """
+    if str(spec).startswith(TFDS_PREFIX):
+        from input_pipeline import tfds_source
+
+        return tfds_source.open_tfds(str(spec)[len(TFDS_PREFIX) :])
+    directory = pathlib.Path(spec)
+    if not directory.is_dir():
+        raise UserError(
+            f"the data set folder {directory} does not exist: prepare it with "
+            f"`python -m input_pipeline.prepare --study=NAME --source=RAW --out={directory}`."
+        )
+    return _open_prepared(directory)

@@ -1,0 +1,355 @@
+"""What is in a prepared dataset? `python -m input_pipeline.describe DATASET [--out=DIR] [--images=N]`
+
+Prints one summary and writes its tables (CSV) and pictures (PNG): label and label-set distribution, co-occurrence,
+roles, groups of duplicates, image sizes, intensities, examples. Labels, roles and groups are those of all examples;
+sizes and intensities are read from N images spread evenly over the dataset (the summary says how many).
+"""
+
+import argparse
+import collections
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from input_pipeline import cli, plotting
+from input_pipeline.dataset import ROLES, Dataset, open_dataset
+from input_pipeline.tabular import format_number, write_csv
+
+_SETS_SHOWN = 20
+_CLASSES_SHOWN = 20
+_GROUPS_SHOWN = 10
+_COLUMNS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What was seen in the images themselves.
+
+    Attributes:
+        sizes: (format, width, height, channels, bit depth) -> number of images.
+        histogram: int64 `[C, L]`, pixels of each channel at each of the L levels (256, or 65,536 for 16 bits).
+        means: float64 `[n, C]`, mean level of each channel of each image.
+    """
+
+    sizes: dict[tuple[str, int, int, int, int], int]
+    histogram: np.ndarray
+    means: np.ndarray
+
+
+def label_matrix(dataset: Dataset) -> np.ndarray:
+    """Multi-hot labels, bool `[N, K]`; rows of unlabelled examples are False."""
+    if dataset.multi_label:
+        return np.asarray(dataset.labels) > 0.5
+    return np.asarray(dataset.labels)[:, None] == np.arange(len(dataset.class_names))
+
+
+def roles_present(dataset: Dataset) -> list[str]:
+    """The roles that have examples, in the order of `dataset.ROLES`."""
+    return [role for role in ROLES if np.any(dataset.roles == role)]
+
+
+def count_labels(dataset: Dataset) -> dict[str, np.ndarray]:
+    """Labelled role -> examples of each class, int64 `[K]`."""
+    labels = label_matrix(dataset)
+    return {
+        role: labels[dataset.roles == role].sum(axis=0) for role in roles_present(dataset) if role != "unlabelled"
+    }
+
+
+def count_label_sets(dataset: Dataset) -> list[tuple[tuple[int, ...], int]]:
+    """(class indices, number of labelled examples with exactly these), the most frequent first, ties by index."""
+    labels = label_matrix(dataset)[dataset.roles != "unlabelled"]
+    counts = collections.Counter(tuple(np.flatnonzero(row).tolist()) for row in labels)
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def count_pairs(dataset: Dataset) -> np.ndarray:
+    """Examples that carry both labels, int64 `[K, K]`; the diagonal counts each label."""
+    labels = label_matrix(dataset)[dataset.roles != "unlabelled"].astype(np.float64)
+    return np.rint(labels.T @ labels).astype(np.int64)
+
+
+def group_rows(dataset: Dataset) -> list[dict[str, object]]:
+    """One dict per group of several examples, the largest first: group, images, roles, label_sets, example ids."""
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(dataset.groups):
+        members.setdefault(group, []).append(index)
+    labels = label_matrix(dataset)
+    rows = []
+    for group, indices in members.items():
+        if len(indices) > 1:
+            labelled = [index for index in indices if dataset.roles[index] != "unlabelled"]
+            rows.append(
+                {
+                    "group": group,
+                    "images": len(indices),
+                    "roles": " ".join(sorted({str(dataset.roles[index]) for index in indices})),
+                    "label_sets": len({labels[index].tobytes() for index in labelled}),
+                    "members": " ".join(str(dataset.ids[index]) for index in indices[:_COLUMNS]),
+                }
+            )
+    return sorted(rows, key=lambda row: (-row["images"], str(row["group"])))
+
+
+def spread(indices: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of the indices, evenly spread (0: all)."""
+    if most <= 0 or len(indices) <= most:
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, most).round().astype(np.int64)]
+
+
+def survey(dataset: Dataset, indices: Sequence[int]) -> Survey:
+    """Reads and decodes the images at `indices`, one after the other (bounded memory)."""
+    from input_pipeline import images
+
+    sizes: collections.Counter = collections.Counter()
+    levels = 1 << (8 * np.dtype(dataset.dtype).itemsize)
+    histogram = np.zeros((dataset.channels, levels), np.int64)
+    means = np.zeros((len(indices), dataset.channels))
+    for row, index in enumerate(cli.progress(indices, len(indices), "looking at images")):
+        data = dataset.encoded(int(index))
+        info = images.probe(data)
+        sizes[(info.format, info.width, info.height, info.channels, info.bit_depth)] += 1
+        image = images.decode(data, dataset.channels)
+        for channel in range(dataset.channels):
+            counts = np.bincount(image[..., channel].ravel(), minlength=levels)
+            histogram[channel] += counts
+            means[row, channel] = counts @ np.arange(levels) / max(counts.sum(), 1)
+    return Survey(dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))), histogram, means)
+
+
+def channel_names(channels: int) -> list[str]:
+    """Names of the channels as stored: grey, or red, green, blue and numbers beyond."""
+    return ["grey"] if channels == 1 else [*("red", "green", "blue")[:channels], *map(str, range(4, channels + 1))]
+
+
+def intensity_rows(seen: Survey) -> list[dict[str, object]]:
+    """One dict per channel with exact statistics over all pixels looked at, in levels (0..255 or 0..65535)."""
+    rows = []
+    levels = np.arange(seen.histogram.shape[1], dtype=np.float64)
+    for name, counts in zip(channel_names(len(seen.histogram)), seen.histogram, strict=True):
+        total = max(int(counts.sum()), 1)
+        mean = float(counts @ levels / total)
+        cumulative = np.cumsum(counts)
+        row = {"channel": name, "mean": mean, "std": float(np.sqrt(counts @ (levels - mean) ** 2 / total))}
+        for label, share in (("minimum", 0.0), ("percentile_1", 0.01), ("median", 0.5), ("percentile_99", 0.99)):
+            row[label] = int(np.searchsorted(cumulative, max(1, np.ceil(share * total))))
+        row["maximum"] = int(np.flatnonzero(counts)[-1]) if counts.any() else 0
+        row["share_black"], row["share_saturated"] = float(counts[0] / total), float(counts[-1] / total)
+        rows.append(row)
+    return rows
+
+
+def _names(dataset: Dataset, classes: Iterable[int]) -> str:
+    return " + ".join(dataset.class_names[index] for index in classes) or "(no label)"
+
+
+def write_labels(dataset: Dataset, out: pathlib.Path) -> list[str]:
+    """Writes the tables and pictures of labels; returns summary lines."""
+    counts, sets = count_labels(dataset), count_label_sets(dataset)
+    if not sets:
+        return ["labels       none: every example is unlabelled"]
+    rows = []
+    for index, name in enumerate(dataset.class_names):
+        own = {role: int(values[index]) for role, values in counts.items()}
+        rows.append({"index": index, "class": name, "images": sum(own.values()), **own})
+    write_csv(out / "labels.csv", ["index", "class", "images", *counts], rows)
+    set_rows = [{"labels": " ".join(map(str, key)), "names": _names(dataset, key), "images": n} for key, n in sets]
+    write_csv(out / "label_sets.csv", ["labels", "names", "images"], set_rows)
+    shown = [(_names(dataset, key), count) for key, count in sets[:_SETS_SHOWN]] if dataset.multi_label else []
+    plotting.label_distribution(
+        counts, dataset.class_names, out / "label_distribution.png", shown, dataset.multi_label
+    )
+    totals = np.array([row["images"] for row in rows])
+    few, most = dataset.class_names[int(totals.argmin())], dataset.class_names[int(totals.argmax())]
+    lines = [f"labels       {totals.min():,} images ({few}) to {totals.max():,} ({most}) per class"]
+    if dataset.multi_label:
+        pairs = count_pairs(dataset)
+        pair_rows = [
+            {"class": name, **dict(zip(dataset.class_names, map(int, line), strict=True))}
+            for name, line in zip(dataset.class_names, pairs, strict=True)
+        ]
+        write_csv(out / "cooccurrence.csv", ["class", *dataset.class_names], pair_rows)
+        plotting.cooccurrence(pairs, dataset.class_names, out / "cooccurrence.png")
+        sizes = np.repeat([len(key) for key, _ in sets], [count for _, count in sets])
+        singletons = sum(count == 1 for _, count in sets)
+        lines.append(
+            f"label sets   {len(sets)} different, {singletons} of them on a single image (singletons); "
+            f"{sizes.mean():.2f} labels per image, at most {sizes.max()}"
+        )
+    return lines
+
+
+def write_roles(dataset: Dataset, out: pathlib.Path) -> list[str]:
+    """Writes the tables and pictures of roles and groups; returns summary lines."""
+    rows = []
+    for role in roles_present(dataset):
+        chosen = dataset.roles == role
+        rows.append({"role": role, "images": int(chosen.sum()), "groups": len(set(dataset.groups[chosen]))})
+    write_csv(out / "roles.csv", ["role", "images", "groups"], rows)
+    lines = ["roles        " + ", ".join(f"{row['role']} {row['images']:,}" for row in rows)]
+    if np.any(dataset.folds >= 0):
+        sizes = np.bincount(dataset.folds[dataset.folds >= 0])
+        lines.append(f"folds        {len(sizes)} of {', '.join(f'{size:,}' for size in sizes)} images")
+    groups = group_rows(dataset)
+    write_csv(out / "groups.csv", ["group", "images", "roles", "label_sets", "members"], groups)
+    total = len(set(dataset.groups))
+    grouped = sum(row["images"] for row in groups)
+    largest = groups[0]["images"] if groups else 1
+    lines.append(
+        f"groups       {total:,}, of which {len(groups):,} hold several images "
+        f"({grouped:,} images in all; the largest has {largest:,})"
+    )
+    crossing = sum(len(set(row["roles"].split()) - {"unlabelled"}) > 1 for row in groups)
+    disagreeing = sum(row["label_sets"] > 1 for row in groups)
+    if crossing:
+        lines.append(f"WARNING      {crossing:,} groups lie in several labelled roles: this split is leaky")
+    if disagreeing:
+        lines.append(f"note         the labels differ inside {disagreeing:,} groups (see groups.csv)")
+    if groups:
+        sizes = np.array([row["images"] for row in groups] + [1] * (total - len(groups)))
+        edges = np.unique(np.geomspace(1, sizes.max() + 1, 24).round()) - 0.5
+        heights = np.histogram(sizes, np.append(edges, sizes.max() + 1.5))[0]
+        series = {"groups": (np.append(edges, sizes.max() + 1.5), heights)}
+        plotting.histogram(
+            [("Groups of duplicates", series)], out / "duplicates.png", ["images in the group"], "groups", log=True
+        )
+    return lines
+
+
+def write_images(dataset: Dataset, out: pathlib.Path, most: int) -> list[str]:
+    """Writes the tables and pictures of sizes and intensities; returns summary lines."""
+    chosen = spread(np.arange(len(dataset)), most)
+    seen = survey(dataset, chosen)
+    keys = ("format", "width", "height", "channels", "bit_depth")
+    rows = [{**dict(zip(keys, key, strict=True)), "images": count} for key, count in seen.sizes.items()]
+    write_csv(out / "sizes.csv", [*keys, "images"], rows)
+    repeats = [row["images"] for row in rows]
+    panels = []
+    for side in ("width", "height"):
+        heights, edges = np.histogram(np.repeat([row[side] for row in rows], repeats), bins=24)
+        panels.append((f"Image {side}", {"images": (edges, heights)}))
+    plotting.histogram(panels, out / "sizes.png", ["width (pixels)", "height (pixels)"], "images")
+    statistics = intensity_rows(seen)
+    write_csv(out / "intensities.csv", list(statistics[0]), statistics)
+    _plot_intensities(seen, out / "intensities.png")
+    share = "all" if len(chosen) == len(dataset) else f"{len(chosen):,} of {len(dataset):,}"
+    first = rows[0]
+    size = f"{first['width']} x {first['height']} {first['format']}"
+    sizes = size if len(rows) == 1 else f"{len(rows):,} kinds, most often {size} ({first['images']:,} images)"
+    values = ", ".join(f"{row['channel']} {row['mean']:.1f} ± {row['std']:.1f}" for row in statistics)
+    return [
+        f"sizes        {sizes} ({share} images looked at)",
+        f"intensity    {values} (mean ± standard deviation of pixels, 0 to {seen.histogram.shape[1] - 1:,})",
+    ]
+
+
+def _plot_intensities(seen: Survey, path: pathlib.Path) -> None:
+    levels = seen.histogram.shape[1]
+    edges = np.linspace(0, levels, 65)
+    names = channel_names(len(seen.histogram))
+    colours = {"red": plotting.COLOURS[5], "green": plotting.COLOURS[2], "blue": plotting.COLOURS[0]}
+    pixels = {
+        name: (edges, counts.reshape(64, -1).sum(axis=1) / max(counts.sum(), 1))
+        for name, counts in zip(names, seen.histogram, strict=True)
+    }
+    means = {
+        name: (edges, np.histogram(column, edges)[0] / len(column))
+        for name, column in zip(names, seen.means.T, strict=True)
+    }
+    plotting.histogram(
+        [("Pixels", pixels), ("Mean of each image", means)], path,
+        [f"intensity (0 to {levels - 1:,})", f"mean intensity (0 to {levels - 1:,})"], "share", colours=colours,
+    )  # fmt: skip
+
+
+def write_examples(dataset: Dataset, out: pathlib.Path) -> None:
+    """Writes a montage with a row of examples per class, and one with a row per group of duplicates."""
+    labels = label_matrix(dataset)
+    totals = labels.sum(axis=0)
+    classes = sorted(np.argsort(-totals, kind="stable")[:_CLASSES_SHOWN].tolist())
+    rows = [(dataset.class_names[index], np.flatnonzero(labels[:, index])) for index in classes if totals[index]]
+    if not rows:
+        rows = [("unlabelled", np.arange(len(dataset)))]
+    rest = f" (the {len(rows)} most frequent classes)" if len(rows) < len(dataset.class_names) else ""
+    _montage(dataset, rows, out / "examples.png", f"Examples of {dataset.name}{rest}", others=True)
+    groups = group_rows(dataset)
+    if groups:
+        shown = spread(np.arange(len(groups)), _GROUPS_SHOWN)
+        rows = [
+            (f"{groups[row]['images']} images", np.flatnonzero(dataset.groups == groups[row]["group"]))
+            for row in shown
+        ]
+        title = f"{len(rows)} of {len(groups):,} groups of duplicates, from the largest to the smallest"
+        _montage(dataset, rows, out / "duplicates_examples.png", title, others=False)
+
+
+def _montage(dataset: Dataset, rows: list, path: pathlib.Path, title: str, others: bool) -> None:
+    """`rows`: (name, indices to spread over the row). `others` writes an example's other labels under it."""
+    from input_pipeline import images
+
+    labels = label_matrix(dataset)
+    pictures, captions = [], []
+    for name, indices in rows:
+        chosen = spread(indices, _COLUMNS)
+        for index in chosen:
+            picture = images.decode(dataset.encoded(int(index)), dataset.channels)
+            pictures.append(picture)
+            more = [dataset.class_names[k] for k in np.flatnonzero(labels[index]) if dataset.class_names[k] != name]
+            text = "+ " + ", ".join(more) if others and more else ""
+            caption = plotting.shorten(dataset.ids[index], 22)
+            captions.append(f"{caption}\n{plotting.shorten(text, 22)}" if dataset.multi_label and others else caption)
+        pictures += [None] * (_COLUMNS - len(chosen))
+        captions += [""] * (_COLUMNS - len(chosen))
+    plotting.montage(pictures, captions, path, _COLUMNS, title, [name for name, _ in rows])
+
+
+def describe(dataset: Dataset, out: str | os.PathLike, most: int) -> str:
+    """Writes all tables and pictures of a dataset into `out` and returns the summary, also written there.
+
+    Args:
+        dataset: as `open_dataset` gives it.
+        out: folder to write; created.
+        most: images to read for sizes and intensities; 0 for all.
+    """
+    if not len(dataset):
+        raise cli.UserError(f"{dataset.directory} holds no example; prepare it from images with labels.")
+    out = pathlib.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    kind = "several labels per image" if dataset.multi_label else "one label per image"
+    lines = [
+        f"{dataset.name}: {format_number(len(dataset))} images, {len(dataset.class_names)} classes, {kind}, "
+        f"{dataset.channels} channels of {np.dtype(dataset.dtype).name}"
+    ]
+    lines += ["SIMULATED    these images were rendered, not photographed"] if dataset.simulated else []
+    lines += write_roles(dataset, out) + write_labels(dataset, out) + write_images(dataset, out, most)
+    write_examples(dataset, out)
+    summary = "\n".join(lines) + "\n"
+    cli.atomic_write(out / "summary.txt", summary)
+    return summary
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the command line, describes, prints."""
+    parser = argparse.ArgumentParser(prog="python -m input_pipeline.describe", description=__doc__.split("\n")[0])
+    parser.add_argument("dataset", help="folder written by input_pipeline.prepare, or tfds:NAME[@DATA_DIR]")
+    parser.add_argument("--out", help="folder for tables and pictures (default: the dataset's name + -description)")
+    parser.add_argument("--images", type=int, default=2000, help="images read for sizes and intensities; 0 = all")
+    options = parser.parse_args(argv)
+    if options.images < 0:
+        raise cli.UserError(f"--images={options.images} is negative; give a number of images, or 0 for all.")
+    dataset = open_dataset(options.dataset)
+    # Beside the dataset, never inside: its folder stays what prepare wrote.
+    default = f"{dataset.name}-description"
+    if not options.dataset.startswith("tfds:"):
+        default = f"{pathlib.Path(options.dataset).resolve()}-description"
+    out = options.out or default
+    print(describe(dataset, out, options.images), end="")
+    print(f"tables and pictures: {out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,235 @@
+"""Which files show the same photograph: byte-identical, re-encoded, or rotated, mirrored and shifted copies?
+
+Method, in four stages, none of which looks at a label:
+
+1. Files with the same content hash are one group.
+2. Candidates: for one file of each hash, the nearest neighbours by standardised colour statistics (signatures.py).
+3. Proof: each candidate pair that is not yet connected is registered with local features and its details compared
+   (`signatures.compare`). Only a proven pair connects two files; similar statistics never do. So distinct photographs
+   of one scene type (two chest X-rays) stay apart, and neighbours that fail cost half a millisecond each.
+4. Repair: proven pairs say how far statistics scatter between copies of one photograph. With the metric whitened by
+   that scatter (the within-class part of Fisher's linear discriminant), the search is repeated between groups until no
+   round connects anything more.
+
+Chaining, the danger of single linkage, is met at the proof: a connection needs dozens of features that agree on one
+transform and details that correlate after it, and two different photographs are far from both (the benchmark,
+tests/benchmarks/duplicates.py, prints how far). Files of one photograph with two labels come out as one group.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from input_pipeline.signatures import SIGNATURE, Evidence, compare, signature
+
+__all__ = ["Clusters", "cluster", "content_hash", "same_photograph", "signature"]
+
+NEIGHBOURS = 12  # candidates for each file in the first search
+REPAIR_NEIGHBOURS = 12  # candidates for each file among the files of other groups, in each round of repair
+REPAIR_ROUNDS = 4
+ATTEMPTS = 4  # comparisons of one group with one other group in a search; more would repeat the answer
+BLOCK = 1024  # rows of the distance matrix held at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Clusters:
+    """Groups of files that show the same photograph.
+
+    Attributes:
+        groups: name of the group of each id, in the order given; the name is the first 16 characters of the smallest
+            content hash in the group, so it depends neither on the order of the files nor on the number of workers.
+        exact: for each id, the id of the first file (by id) with the same content hash; itself if it is that file.
+        statistics: counts for the ingest report: files, groups, exact_duplicates, near_duplicates, largest_group,
+            comparisons, and mixed_label_groups when labels are given.
+    """
+
+    groups: list[str]
+    exact: list[str]
+    statistics: dict[str, int]
+
+
+def content_hash(image: np.ndarray) -> str:
+    """SHA-256 of decoded pixels with their shape and type, equal for the same picture in two lossless encodings."""
+    digest = hashlib.sha256(f"{image.dtype.str}{image.shape}".encode())
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+
+def same_photograph(evidence: Evidence) -> bool:
+    """Whether the evidence of a registration proves a common photograph (thresholds measured, see the benchmark)."""
+    return evidence.overlap >= 0.3 and (
+        (evidence.inliers >= 12 and evidence.correlation >= 0.9)
+        or (evidence.inliers >= 35 and evidence.correlation >= 0.8)
+    )
+
+
+class _Forest:
+    """Disjoint sets over 0..n-1; the root of a set is its smallest member, so the order of unions leaves no trace."""
+
+    def __init__(self, n: int):
+        self.parent = np.arange(n)
+
+    def find(self, i: int) -> int:
+        while self.parent[i] != i:
+            self.parent[i] = self.parent[self.parent[i]]
+            i = int(self.parent[i])
+        return i
+
+    def union(self, i: int, j: int) -> None:
+        i, j = self.find(i), self.find(j)
+        self.parent[max(i, j)] = min(i, j)
+
+    def roots(self) -> np.ndarray:
+        return np.array([self.find(i) for i in range(len(self.parent))], np.int64)
+
+
+def _neighbours(vectors: np.ndarray, k: int, groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest `k` rows of each row of float32 `[N, D]`, leaving out rows of the same group: index and distance `[N, k]`.
+
+    Places without a neighbour hold distance infinity. Memory is BLOCK x N floats.
+    """
+    n = len(vectors)
+    k = min(k, n - 1)
+    groups = np.arange(n) if groups is None else groups
+    squares = (vectors**2).sum(1)
+    index, distance = np.empty((n, k), np.int64), np.empty((n, k), np.float32)
+    for start in range(0, n, BLOCK):
+        rows = slice(start, min(n, start + BLOCK))
+        block = squares[rows, None] + squares[None] - 2.0 * (vectors[rows] @ vectors.T)
+        block[groups[rows, None] == groups[None]] = np.inf
+        nearest = np.argpartition(block, k - 1, axis=1)[:, :k]
+        values = np.take_along_axis(block, nearest, axis=1)
+        order = np.argsort(values, axis=1, kind="stable")
+        index[rows] = np.take_along_axis(nearest, order, axis=1)
+        distance[rows] = np.take_along_axis(values, order, axis=1)
+    return index, distance
+
+
+class _Search:
+    """The state of the search over one file of each content hash: what is connected, what has been compared."""
+
+    def __init__(self, signatures: np.ndarray, workers: int):
+        self.signatures = signatures
+        self.forest = _Forest(len(signatures))
+        self.compared: set[tuple[int, int]] = set()
+        self.proven: list[tuple[int, int]] = []
+        self.workers = workers
+
+    def rounds(self, index: np.ndarray, distance: np.ndarray) -> int:
+        """Compares candidates, nearest rank first; returns how many pairs were proven."""
+        before = len(self.proven)
+        failures: collections.Counter[tuple[int, int]] = collections.Counter()
+        for rank in range(index.shape[1]):
+            roots = self.forest.roots()
+            pairs: set[tuple[int, int]] = set()
+            planned: collections.Counter[tuple[int, int]] = collections.Counter()
+            for i in np.flatnonzero(np.isfinite(distance[:, rank])):
+                j = int(index[i, rank])
+                pair = (min(int(i), j), max(int(i), j))
+                between = (min(roots[i], roots[j]), max(roots[i], roots[j]))
+                if between[0] == between[1] or pair in self.compared or pair in pairs:
+                    continue
+                if failures[between] + planned[between] < ATTEMPTS:
+                    planned[between] += 1
+                    pairs.add(pair)
+            failures.update(planned)
+            self._prove(sorted(pairs))
+        return len(self.proven) - before
+
+    def _prove(self, pairs: list[tuple[int, int]]) -> None:
+        with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
+            evidence = pool.map(lambda p: compare(self.signatures[p[0]], self.signatures[p[1]]), pairs)
+            for pair, found in zip(pairs, evidence, strict=True):
+                self.compared.add(pair)
+                if same_photograph(found):
+                    self.proven.append(pair)
+                    self.forest.union(*pair)
+
+
+def _standardise(statistics: np.ndarray) -> np.ndarray:
+    spread = np.quantile(statistics, [0.1, 0.9], axis=0)
+    return statistics / np.maximum(spread[1] - spread[0], 1.0)
+
+
+def _whiten(statistics: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
+    """Statistics `[N, D]` in the metric in which copies of one photograph scatter equally in all directions."""
+    first, second = np.array(pairs).T
+    difference = statistics[first] - statistics[second]
+    scatter = difference.T @ difference / len(pairs)
+    scatter += 0.05 * np.trace(scatter) / len(scatter) * np.eye(len(scatter))
+    values, vectors = np.linalg.eigh(scatter)
+    return (statistics @ (vectors / np.sqrt(values))).astype(np.float32)
+
+
+def _near(signatures: np.ndarray, workers: int) -> tuple[np.ndarray, int]:
+    """Root of each signature `[N]` and the number of comparisons."""
+    search = _Search(signatures, workers)
+    if len(signatures) < 2:
+        return search.forest.roots(), 0
+    vectors = _standardise(signatures["statistics"].astype(np.float64)).astype(np.float32)
+    search.rounds(*_neighbours(vectors, NEIGHBOURS))
+    for _ in range(REPAIR_ROUNDS):
+        metric = vectors
+        if len(search.proven) >= 2 * vectors.shape[1]:
+            metric = _whiten(vectors.astype(np.float64), search.proven)
+        if not search.rounds(*_neighbours(metric, REPAIR_NEIGHBOURS, search.forest.roots())):
+            break
+    return search.forest.roots(), len(search.compared)
+
+
+def cluster(
+    ids: Sequence[str],
+    labels: Sequence | None,
+    content_hashes: Sequence[str],
+    signatures: np.ndarray | None,
+    workers: int | None = None,
+) -> Clusters:
+    """Groups files by photograph.
+
+    Args:
+        ids: N unique names.
+        labels: N labels of any hashable kind (None = unknown), used for the statistics only, never for grouping.
+        content_hashes: N hashes of the content; equal hashes mean identical files.
+        signatures: `[N]` of dtype `SIGNATURE`, or None to group exact duplicates only.
+        workers: threads; the result does not depend on it.
+
+    Raises:
+        ValueError: when the lengths differ or an id occurs twice.
+    """
+    n = len(ids)
+    if len(set(ids)) != n or len(content_hashes) != n or (signatures is not None and len(signatures) != n):
+        raise ValueError("cluster needs unique ids and as many hashes and signatures as ids")
+    cv2.setNumThreads(1)
+    order = sorted(range(n), key=lambda i: ids[i])
+    first: dict[str, int] = {}
+    for i in order:
+        first.setdefault(content_hashes[i], i)
+    # Sorted by content, so that neither names nor order can change which pairs are compared.
+    representatives = [first[key] for key in sorted(first)]
+    roots, comparisons = np.arange(len(representatives)), 0
+    if signatures is not None:
+        stacked = np.stack([signatures[i] for i in representatives]) if n else np.zeros(0, SIGNATURE)
+        roots, comparisons = _near(stacked, workers or os.cpu_count() or 1)
+    names = {content_hashes[i]: content_hashes[representatives[root]][:16] for i, root in zip(representatives, roots)}
+    groups = [names[key] for key in content_hashes]
+    sizes = np.unique(groups, return_counts=True)[1] if n else np.zeros(1, int)
+    statistics = {
+        "files": n,
+        "groups": len(set(groups)),
+        "exact_duplicates": n - len(first),
+        "near_duplicates": len(first) - len(set(groups)),
+        "largest_group": int(sizes.max()),
+        "comparisons": comparisons,
+    }
+    if labels is not None:
+        seen: dict[str, set] = {}
+        for group, label in zip(groups, labels, strict=True):
+            seen.setdefault(group, set()).update([] if label is None else [label])
+        statistics["mixed_label_groups"] = sum(len(found) > 1 for found in seen.values())
+    return Clusters(groups, [ids[first[key]] for key in content_hashes], statistics)

@@ -1,0 +1,24 @@
+"""The studies that `input_pipeline.prepare` knows: one module each with `scan(source, options) -> Manifest`."""
+
+import importlib
+from types import ModuleType
+
+from input_pipeline.cli import UserError
+
+STUDIES = {
+    "hpa": "input_pipeline.studies.hpa",
+    "blood_cells": "input_pipeline.studies.blood_cells",
+    "folder": "input_pipeline.studies.folder",
+    "table": "input_pipeline.studies.table",
+}
+
+
+def load(name: str) -> ModuleType:
+    """The module of a study.
+
+    Raises:
+        UserError: for a name that is not in `STUDIES`.
+    """
+    if name not in STUDIES:
+        raise UserError(f"unknown study {name!r}: choose one of {', '.join(STUDIES)}.")
+    return importlib.import_module(STUDIES[name])

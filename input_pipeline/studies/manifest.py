@@ -1,0 +1,108 @@
+"""What does a study say about a raw download: which files are examples, with which labels, roles and groups?"""
+
+import dataclasses
+import posixpath
+from collections.abc import Collection, Iterable, Mapping
+
+from input_pipeline.cli import UserError
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+
+ROLE_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "calibration": "calibration",
+    "test": "test",
+    "testing": "test",
+    "unlabelled": "unlabelled",
+    "unlabeled": "unlabelled",
+}
+"""Names of official folders and of the cells in a role column, in lower case."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RawExample:
+    """One example of the raw download.
+
+    Attributes:
+        id: unique name, the key of predictions and splits.
+        paths: names in the source; one is an image, several are single-channel files in channel order.
+        labels: ascending indices into the class names; empty when unlabelled (or, multi-label, when no class applies).
+        role: "validation", "calibration", "test" or "unlabelled" where the source decides it; "train" when it may
+            only train; None when it is in the part that the missing roles are carved from.
+        group: name of what must stay on one side of a split (a patient), if known.
+        caption: text that belongs to the image, if any.
+    """
+
+    id: str
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    role: str | None = None
+    group: str | None = None
+    caption: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What `scan` found.
+
+    Attributes:
+        study: its name, which becomes the name of the prepared dataset.
+        class_names: in the order of the label indices.
+        multi_label: whether an example may carry several labels.
+        examples: in a deterministic order.
+        problems: `(id or name, reason)` of everything that was left out.
+        official_split: whether the source itself sets examples aside for testing.
+        notes: further facts for the ingest report (layout, rules applied, counts), JSON values only.
+        channels: names of the channels when examples are combined from single-channel files, otherwise empty.
+    """
+
+    study: str
+    class_names: tuple[str, ...]
+    multi_label: bool
+    examples: list[RawExample]
+    problems: list[tuple[str, str]]
+    official_split: bool
+    notes: dict
+    channels: tuple[str, ...] = ()
+
+
+def is_image_name(name: str) -> bool:
+    """Whether the name ends like an image's; the content decides in the end."""
+    return name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def stem(name: str) -> str:
+    """The file name without folders and without an image's extension."""
+    base = posixpath.basename(name)
+    root, extension = posixpath.splitext(base)
+    return root if extension.lower() in IMAGE_EXTENSIONS else base
+
+
+def check_options(study: str, options: Mapping[str, str], known: Collection[str]) -> None:
+    """Refuses options that the study does not have.
+
+    Raises:
+        UserError: names the option and the known ones.
+    """
+    for name in options:
+        if name not in known:
+            choice = f"it knows {', '.join(sorted(known))}" if known else "it has none"
+            raise UserError(f"the study {study} has no option {name!r}: {choice}.")
+
+
+def list_briefly(names: Iterable[str], limit: int = 3) -> str:
+    """The first names, and how many more there are, for a sentence."""
+    names = list(names)
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def packed_hint(names: Iterable[str]) -> str:
+    """A remark for error messages when the download holds archives that have not been unpacked."""
+    packed = [name for name in names if name.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar"))]
+    return f" ({list_briefly(packed)} is still packed: unpack it first)" if packed else ""

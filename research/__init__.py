@@ -1,0 +1,1 @@
+"""Studies of image classification in JAX: training, evaluation and reports."""

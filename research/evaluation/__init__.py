@@ -1,0 +1,1 @@
+"""Metrics, thresholds, calibration, statistics and baselines, all over saved predictions."""

@@ -1,0 +1,72 @@
+"""Runs a study: trains its trials, evaluates them and writes the report.
+
+python -m research.main --config=configs/hpa.py [--config.KEY=VALUE …] [--workdir=DIR] [--allow_cpu]
+
+The part after a colon chooses presets (configs/hpa.py:simple_cnn,smoke). Running the same command again continues where
+it stopped. Exit status: 0 finished, 2 a mistake in the command, configuration or data, 75 stopped by SIGTERM or Ctrl-C
+with everything saved.
+"""
+
+import os
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from input_pipeline import cli
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The study: a file of configs/, with presets after a colon.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run folder; default runs/<config name>[-<presets>].")
+_ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU although this machine has an accelerator.")
+
+
+def parse(argv: list[str]) -> None:
+    """Parses the command line.
+
+    Raises:
+      UserError: an unknown flag, config key, preset or value, in one sentence.
+    """
+    if any(a in ("--help", "-h", "-help", "--helpshort", "--helpfull") for a in argv[1:]):
+        print(__doc__ + flags.FLAGS.main_module_help())
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+        raise cli.UserError(_sentence(error)) from error
+    if len(rest) > 1:
+        raise cli.UserError(f"'{rest[1]}' is not a flag; flags are written --name=value.")
+    if _CONFIG.value is None:
+        raise cli.UserError("--config is missing; for example --config=configs/hpa.py.")
+
+
+def _sentence(error: Exception) -> str:
+    """What ml_collections and absl say, without their tracebacks and quoting."""
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    if "Traceback" in text:  # the config file itself raised; the last line says what
+        text = text.rpartition("Error: ")[2]
+    if isinstance(error, KeyError | AttributeError):
+        key = text.strip("'\"")
+        return f"'{key}' is not a key of this config; configs/common.py lists all keys."
+    return text
+
+
+def main() -> int:
+    """Parses, then hands over to the study."""
+    parse(sys.argv)
+    name = flags.FLAGS["config"].config_filename
+    presets = name.partition(":")[2].replace(",", "-")
+    default = "-".join(filter(None, (pathlib.Path(name.partition(":")[0]).stem, presets)))
+    from research import study  # imports JAX; --help and flag errors do without
+
+    return study.run(_CONFIG.value, pathlib.Path(_WORKDIR.value or f"runs/{default}"), allow_cpu=_ALLOW_CPU.value)
+
+
+if __name__ == "__main__":
+    from research.training.signals import EXIT_STOPPED, Stopped
+
+    try:
+        cli.run(main)
+    except Stopped:
+        print("Stopped; run the same command to continue.", file=sys.stderr, flush=True)
+        os._exit(EXIT_STOPPED)  # a compilation may still run in a thread

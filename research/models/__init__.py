@@ -1,0 +1,1 @@
+"""Architectures, one family per file, behind one registry."""

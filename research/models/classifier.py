@@ -1,0 +1,56 @@
+"""What does every model take and give?"""
+
+import contextlib
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from research.models.normalization import frozen_interceptor
+
+
+@flax.struct.dataclass
+class Output:
+    """What a model gives for a batch.
+
+    Attributes:
+      logits: float32 `[B, K]`.
+      features: float32 `[B, F]`, the pooled features that the head reads.
+      feature_maps: `[B, h, w, c]` by layer name, from large to small, in the compute type: the last map of each
+        resolution, for class activation maps and decoders. XLA drops what a caller does not use.
+    """
+
+    logits: jax.Array
+    features: jax.Array
+    feature_maps: dict[str, jax.Array]
+
+
+class Classifier(nn.Module):
+    """A backbone and a head; variables lie under `params` and `batch_stats`, paths start with `backbone/` or `head/`.
+
+    Attributes:
+      backbone: module called with images `[B, H, W, C]` and `train`; gives features `[B, F]` and feature maps.
+      head: module called with features and `train`; gives logits `[B, K]`.
+      dtype: compute type; parameters, running statistics, features and logits are float32 in any case.
+      frozen: regular expressions; a BatchNorm whose module path ("backbone/layer1_0/norm1") one of them matches uses
+        and keeps its running statistics in training. `model.clone(frozen=("^backbone/",))` gives such a model
+        for the same variables. Stopping the gradients is the optimiser's part.
+    """
+
+    backbone: nn.Module
+    head: nn.Module
+    dtype: jnp.dtype = jnp.float32
+    frozen: tuple[str, ...] = ()
+
+    @nn.compact
+    def __call__(self, inputs: dict[str, jax.Array], *, train: bool) -> Output:
+        """Classifies `inputs["image"]`, `[B, H, W, C]`, floating and normalised; other entries are ignored.
+
+        With `train=True` pass `mutable=["batch_stats"]`, and `rngs={"dropout": key}` if a dropout rate is not 0.0.
+        """
+        scope = nn.intercept_methods(frozen_interceptor(self.frozen)) if self.frozen else contextlib.nullcontext()
+        with scope:
+            features, feature_maps = self.backbone(inputs["image"].astype(self.dtype), train=train)
+            logits = self.head(features, train=train)
+        return Output(logits, features, feature_maps)

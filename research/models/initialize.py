@@ -1,0 +1,37 @@
+"""How does a model get its first variables, and how large is it?"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from research.models.initializers import drawn_together
+
+
+def initialize(model: nn.Module, key: jax.Array, image_size: int, channels: int) -> dict[str, Any]:
+    """Draws a model's variables.
+
+    Args:
+      model: a `Classifier`.
+      key: random key; the variables are a pure function of it, also under `vmap` over keys.
+      image_size: pixels a side of the images that will come; dense layers on unpooled maps depend on it.
+      channels: channels of the images.
+
+    Returns:
+      `{"params": ..., "batch_stats": ...}`, float32; `batch_stats` is empty for a model without BatchNorm.
+    """
+    images = jnp.zeros((1, image_size, image_size, channels))
+
+    # The forward pass inside `init` only gives the shapes: under `jit` XLA removes it as dead code.
+    @jax.jit
+    def draw(key):
+        return drawn_together(lambda: model.init({"params": key}, {"image": images}, train=False), key)
+
+    variables = draw(key)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def count_parameters(params: Any) -> int:
+    """Number of scalars in a tree of arrays or of their shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,1 @@
+"""TensorBoard events, plots, tables and the HTML page of a run."""

@@ -1,0 +1,339 @@
+"""Turns a finished run folder (ledger, metrics, predictions) into its report; may be run again at any time."""
+
+import collections
+import csv
+import io
+import pathlib
+
+import numpy as np
+
+from input_pipeline import plotting
+from input_pipeline.cli import atomic_write
+from input_pipeline.loader import eval_batches
+from research.evaluation import baselines, calibration, metrics, predictions, score, thresholds
+from research.report import page, plots, tables
+from research.report.writer import MetricWriter, read_jsonl
+from research.training.control import MINIMISED
+
+MISTAKES = 10
+_HISTOGRAM_TRAIN = 5000  # images that the histogram baseline is fitted on, at most
+USES = {
+    "train": "fitting the weights",
+    "validation": "choice of checkpoint, learning rate, early stopping",
+    "calibration": "temperature and thresholds",
+    "test": "the figures of this page, once",
+    "unlabelled": "predicted, never scored",
+}
+
+
+def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> None:
+    """Writes `report/index.html`, its pictures, `report/metrics.json` and, for unlabelled images, `submission.csv`.
+
+    Args:
+      folder: the run folder.
+      config: the study's config. trials: its training.build.Trial objects.
+      environment: as in `environment.json`.
+      stop: StopSignal, checked between the slow parts.
+    """
+    ledger = tables.read_trials_csv(folder / "trials.csv")
+    settings = collections.defaultdict(list)
+    for trial in trials:
+        settings[trial.setting].append(trial)
+    chosen = choose(settings, ledger, config.selection)
+    members, evaluation = settings[chosen], config.evaluation
+    multi_label = members[0].dataset.multi_label
+    scored = score.score(folder, [t.name for t in members], multi_label, evaluation)
+    context = {
+        "title": f"{config.study}: {members[0].config.model.name}",
+        "command": environment["command"],
+        "summary": _summary(config, trials, settings),
+        "task": "multi-label" if multi_label else "single-label",
+        "warnings": warnings_of(config, members[0].dataset),
+        "trials": ledger,
+        "chosen_trial": chosen,
+        "config": config.to_dict(),
+        "config_summary": _config_summary(members[0].config),
+        "environment": environment,
+        "provenance": _provenance(config, members, scored),
+        "figures": _training_figures(folder, ledger, [t.name for t in members]),
+        "files": {"trials.csv": "one row per trial", "metrics.jsonl": "loss and metrics by step",
+                  "predictions/": "logits by image and role", "tensorboard/": "curves, images, PR curves"},
+    }  # fmt: skip
+    if scored is not None:
+        stop.check()
+        context |= _scored_parts(folder, config, members, scored, stop, context["figures"])
+        _comparison(folder, settings, evaluation, scored, context)
+    if submission(folder, config, members):
+        context["files"]["submission.csv"] = "labels of the unlabelled images, joined by id"
+    page.write_page(folder, context)
+
+
+def choose(settings: dict, ledger: list[dict], metric: str) -> str:
+    """The setting whose trials have the best mean `metric` on validation; the test role has no say."""
+    values = {row["id"]: row["metrics"]["validation"][metric] for row in ledger}
+    means = {name: float(np.mean([values[t.name] for t in members])) for name, members in settings.items()}
+    return (min if metric in MINIMISED else max)(means, key=means.get)
+
+
+def warnings_of(config, dataset) -> list[str]:
+    """What a reader must know before any figure."""
+    found = []
+    if dataset.simulated:
+        found.append("SIMULATED DATA: a program drew the images; no figure here says anything about real cells.")
+    if config.demonstration:
+        found.append(f"DEMONSTRATION: {config.demonstration}.")
+    if config.data.split == "study":
+        found.append("LEAKY SPLIT: the study's own random split; related images stand on both sides of it.")
+    return found
+
+
+def _summary(config, trials, settings) -> str:
+    folds = config.search.folds
+    text = f"{len(settings)} setting(s)" if len(settings) > 1 else "One setting"
+    text += f", {folds} folds by group, test predictions pooled over the folds" if folds else ""
+    return f"{text}; {len(trials)} trial(s) of {trials[0].config.model.name} on {trials[0].dataset.name}."
+
+
+def _config_summary(config) -> dict:
+    return {
+        "model": config.model.name,
+        "image size": f"{config.image_size} px",
+        "batch size": config.batch_size,
+        "loss": config.loss.name,
+        "optimiser": f"{config.optimizer.name}, learning rate {config.optimizer.learning_rate:g}",
+        "schedule": config.schedule.name,
+        "normalisation": config.data.normalize,
+        "test-time views": config.evaluation.tta,
+        "seed": config.seed,
+    }
+
+
+def _provenance(config, members, scored) -> dict:
+    dataset = members[0].dataset
+    roles = []
+    for role, use in USES.items():
+        indices = dataset.indices(role)
+        if len(indices):
+            groups = len(set(dataset.groups[indices]))
+            roles.append({"role": role, "n_examples": len(indices), "used_for": use, "n_groups": groups})
+    statements = [
+        f"The checkpoint was chosen by {config.selection} on validation, among evaluations every {config.evaluate_every}.",
+        "Temperature and thresholds were fitted on calibration; nothing was chosen on test.",
+        "Groups (copies, near-duplicates, patients, photographs) never stand in two labelled roles."
+        if config.data.split == "roles" else "The split ignores groups: the figures are too good.",
+    ]
+    if len(members) > 1:
+        statements.append("The roles listed are those of the first fold; every labelled image is test in exactly one fold.")
+    if dataset.multi_label:
+        statements.append(f"An image without any label above its threshold gets its fallback: {config.evaluation.fallback}.")
+    return {
+        "roles": roles,
+        "statements": statements,
+        "bootstrap": {"resamples": config.evaluation.bootstrap, "seed": config.seed, "level": 0.95, "unit": "group"},
+    }
+
+
+def _training_figures(folder: pathlib.Path, ledger: list[dict], chosen: list[str]) -> list[dict]:
+    rows = read_jsonl(folder / "metrics.jsonl")
+    best = {row["id"]: int(row["best_step"]) for row in ledger if row["id"] in chosen}
+    first = [row for row in rows if row["trial"] == chosen[0]]
+    phases = list(dict.fromkeys((_phase_start(first, row["phase"]), row["phase"]) for row in first))
+    plots.learning_curves(rows, folder / "report" / "learning_curves.png", phases=phases if len(phases) > 1 else (), best=best)
+    return [{"path": "learning_curves.png", "caption": "Learning curves; the star marks the checkpoint that was chosen.",
+             "section": "training"}]  # fmt: skip
+
+
+def _phase_start(rows: list[dict], phase: str) -> int:
+    return min(row["step"] for row in rows if row["phase"] == phase)
+
+
+def _scored_parts(folder, config, members, scored, stop, figures: list[dict]) -> dict:
+    """Headline, per-class table, folds, baselines, calibration and mistakes; appends to `figures`."""
+    n, seed, multi_label = config.evaluation.bootstrap, config.seed, scored.multi_label
+    estimates = score.estimates(scored, n, seed)
+    groups = len(set(scored.groups))
+    parts = {
+        "headline": [{"name": name, "role": "test", "n_examples": len(scored.ids), "n_groups": groups} | estimates[name]
+                     for name in score.HEADLINE[multi_label]],
+        "per_class": score.per_class(scored, n, seed),
+        "baselines": [],
+    }  # fmt: skip
+    if len(members) > 1:
+        parts["folds"] = _folds(scored)
+    stop.check()
+    if config.evaluation.baselines:
+        parts["baselines"] = _baselines(members, scored, n, seed, stop)
+    parts |= _calibration(config, scored)
+    out = folder / "report"
+    every = next((b for b in parts["baselines"] if b["name"] == "every label"), None)
+    plots.per_class(parts["per_class"], out / "per_class.png", every and every["by_class"])
+    for baseline in parts["baselines"]:
+        baseline.pop("by_class")
+    true = scored.labels > 0.5 if multi_label else scored.labels[:, None] == np.arange(len(scored.class_names))
+    if multi_label:
+        plots.label_predictions(true, scored.predicted, scored.class_names, out / "confusion.png")
+    else:
+        matrix = metrics.confusion(scored.labels, scored.predicted, len(scored.class_names))
+        plots.confusion(matrix, scored.class_names, out / "confusion.png")
+    cuts = scored.thresholds.mean(axis=0) if scored.thresholds is not None else None
+    plots.pr_curves(true, scored.scores, scored.class_names, out / "pr_curves.png", cuts)
+    curves = {"before": scored.before, "after temperature scaling": scored.scores}
+    plots.reliability({k: calibration.reliability_table(v, scored.labels, multi_label) for k, v in curves.items()},
+                      out / "reliability.png")  # fmt: skip
+    _tensorboard(folder, members[0].name, true, scored)
+    figures += [
+        {"path": "per_class.png", "caption": "F1 of each class with its 95 % interval.", "section": "classes"},
+        {"path": "confusion.png", "caption": "What is predicted, given what is true.", "section": "classes"},
+        {"path": "pr_curves.png", "caption": "Precision and recall; the diamond marks the threshold in use.", "section": "classes"},
+        {"path": "reliability.png", "caption": "Stated probability against observed frequency.", "section": "calibration"},
+    ]
+    parts["mistakes"] = _mistakes(out, members[0].dataset, scored)
+    return parts
+
+
+def _folds(scored) -> list[dict]:
+    rows = []
+    for fold in np.unique(scored.folds):
+        where = scored.folds == fold
+        found = metrics.evaluate(scored.scores[where], scored.labels[where], scored.multi_label, predicted=scored.predicted[where])
+        rows.append({"fold": int(fold), "metrics": {k: found[k] for k in score.HEADLINE[scored.multi_label]},
+                     "n_examples": int(where.sum()), "n_groups": len(set(scored.groups[where]))})  # fmt: skip
+    mean = {k: float(np.mean([r["metrics"][k] for r in rows])) for k in rows[0]["metrics"]}
+    return [*rows, {"fold": "mean", "metrics": mean}]
+
+
+def _baselines(members, scored, n: int, seed: int, stop) -> list[dict]:
+    """Each baseline is fitted on each fold's own train (and calibration) role and scored on the pooled test images."""
+    by_name = collections.defaultdict(list)
+    features = _Histograms(members[0])
+    k = len(scored.class_names)
+    for number, trial in enumerate(members):
+        stop.check()
+        dataset = trial.dataset
+        rows = scored.folds == number
+        position = {name: i for i, name in enumerate(dataset.ids)}
+        test = np.array([position[name] for name in scored.ids[rows]])
+        train, fitted = trial.train_indices, dataset.indices("calibration")
+        found = baselines.trivial(dataset.labels[train], len(test), k, scored.multi_label, seed)
+        fit_on = np.sort(np.random.default_rng(seed).permutation(train)[:_HISTOGRAM_TRAIN])
+        found.append(
+            baselines.histogram_regression(
+                features(fit_on), dataset.labels[fit_on], features(test), k, scored.multi_label,
+                features(fitted), dataset.labels[fitted],
+            )
+        )  # fmt: skip
+        for baseline in found:
+            by_name[baseline.name].append(baseline.predicted)
+    result = []
+    for name, parts in by_name.items():
+        predicted = np.concatenate(parts)
+        given = metrics.decisions(scored.scores, scored.multi_label, predicted=predicted)
+        rows = metrics.per_class(given.astype(float), scored.labels, scored.multi_label, predicted=predicted,
+                                 class_names=scored.class_names)
+        result.append({"name": name, "metrics": score.baseline_estimates(predicted, scored, n, seed),
+                       "by_class": {row["class"]: row["f1"] for row in rows}})  # fmt: skip
+    return result
+
+
+class _Histograms:
+    """Colour histograms of images at the size that the network sees, each computed once."""
+
+    def __init__(self, trial) -> None:
+        self.trial = trial
+        self.features: dict[int, np.ndarray] = {}
+
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        """float32 `[n, F]`."""
+        missing = np.array([i for i in indices if int(i) not in self.features], np.int64)
+        trial = self.trial
+        batches = eval_batches(trial.dataset, missing, 256, trial.config.image_size, trial.channels,
+                               threads=trial.threads, resize=trial.config.data.resize, cache=trial.cache)
+        for batch in batches if len(missing) else ():
+            found = baselines.histogram_features(batch["image"][batch["valid"]])
+            self.features |= dict(zip(batch["index"][batch["valid"]].tolist(), found, strict=True))
+        return np.stack([self.features[int(i)] for i in indices]) if len(indices) else np.zeros((0, 1), np.float32)
+
+
+def _calibration(config, scored) -> dict:
+    before = metrics.evaluate(scored.before, scored.labels, scored.multi_label, predicted=scored.predicted)
+    after = metrics.evaluate(scored.scores, scored.labels, scored.multi_label, predicted=scored.predicted)
+    parts = {
+        "calibration": {
+            "temperature": float(np.mean(scored.temperatures)),
+            "ece_before": before["ece"], "ece_after": after["ece"],
+            "log_loss_before": before["log_loss"], "log_loss_after": after["log_loss"],
+            "role": "calibration",
+        }
+    }  # fmt: skip
+    if scored.thresholds is not None:
+        rows = [{"class": name, "threshold": float(cut)} for name, cut in
+                zip(scored.class_names, scored.thresholds.mean(axis=0), strict=True)]
+        parts["thresholds"] = {"method": config.evaluation.thresholds, "role": "calibration",
+                               "fallback": str(config.evaluation.fallback), "rows": rows}  # fmt: skip
+    return parts
+
+
+def _tensorboard(folder: pathlib.Path, trial: str, true: np.ndarray, scored) -> None:
+    writer = MetricWriter(folder / "tensorboard" / trial)
+    writer.write_pr_curve(0, {f"test/{name}": (true[:, k].astype(int), scored.scores[:, k].clip(0, 1))
+                              for k, name in enumerate(scored.class_names)})
+    writer.close()
+
+
+def _mistakes(out: pathlib.Path, dataset, scored) -> list[dict]:
+    from input_pipeline.images import decode
+
+    position = {name: i for i, name in enumerate(dataset.ids)}
+    rows = score.confident_mistakes(scored, MISTAKES)
+    for number, row in enumerate(rows):
+        row["id"] = str(scored.ids[row.pop("row")])
+        row["image"] = f"mistake_{number}.png"
+        image = decode(dataset.encoded(position[row["id"]]))
+        atomic_write(out / row["image"], plotting.encode_png(image))
+    return rows
+
+
+def _comparison(folder, settings: dict, evaluation, scored, context: dict) -> None:
+    """Draws all settings and the baselines on the first headline metric."""
+    metric = context["headline"][0]["name"]
+    rows = []
+    for name, members in settings.items():
+        own = score.score(folder, [t.name for t in members], scored.multi_label, evaluation)
+        if own is not None:
+            rows.append({"name": name, "kind": "model"} | score.estimates(own, evaluation.bootstrap)[metric])
+    for baseline in context.get("baselines", []):
+        rows.append({"name": baseline["name"], "kind": "baseline"} | baseline["metrics"][metric])
+    plots.comparison(rows, folder / "report" / "comparison.png", metric)
+    caption = "Settings and trivial baselines on the same test images, 95 % intervals over groups."
+    context["figures"].insert(0, {"path": "comparison.png", "caption": caption, "section": "result"})
+
+
+def submission(folder: pathlib.Path, config, members) -> bool:
+    """Writes `submission.csv` for the role `unlabelled` (mean logits over the folds); False without such images.
+
+    Labels are class indices separated by spaces, decided with the thresholds fitted on calibration.
+    """
+    files = [folder / "predictions" / f"{t.name}_unlabelled.csv" for t in members]
+    if not all(file.exists() for file in files):
+        return False
+    parts = [predictions.read(file) for file in files]
+    multi_label = members[0].dataset.multi_label
+    probabilities, cuts = [], []
+    for trial, part in zip(members, parts, strict=True):
+        file = folder / "predictions" / f"{trial.name}_calibration.csv"
+        fitted = predictions.read(file) if file.exists() else None
+        temperature, own = score.fit(fitted, multi_label, config.evaluation)
+        probabilities.append(calibration.probabilities(part.logits, multi_label, temperature))
+        cuts.append(thresholds.fixed(len(part.class_names)) if own is None else own)
+    mean = np.mean(probabilities, axis=0)
+    if multi_label:
+        given = thresholds.decide(mean, np.mean(cuts, axis=0), config.evaluation.fallback)
+        labels = [" ".join(map(str, np.flatnonzero(row))) for row in given]
+    else:
+        labels = [str(k) for k in mean.argmax(axis=1)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(config.evaluation.submission_columns)
+    writer.writerows(zip(parts[0].ids, labels, strict=True))
+    atomic_write(folder / "submission.csv", text.getvalue())
+    return True

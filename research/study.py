@@ -1,0 +1,304 @@
+"""From a config to trials, their training and predictions, the ledger and the report."""
+
+import dataclasses
+import os
+import pathlib
+import time
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from input_pipeline import normalize, splits
+from input_pipeline.cli import UserError
+from input_pipeline.dataset import Dataset, open_dataset
+from input_pipeline.loader import DecodedCache, fits
+from research.evaluation import predictions
+from research.models.initialize import count_parameters
+from research.report import assemble, tables
+from research.report.writer import MetricWriter
+from research.run_folder import RunFolder
+from research.training import build, sharding
+from research.training.inference import Predictor
+from research.training.loop import Training, validation_metrics
+from research.training.signals import StopSignal
+from research.training.state import flatten
+
+ROLES = ("validation", "calibration", "test", "unlabelled")
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool = False) -> int:
+    """Runs (or continues) the study `config` in `workdir`; returns the exit status.
+
+    Raises:
+      UserError: a mistake in config, data or folder, before anything is trained.
+      Stopped: the process was asked to stop; everything is saved.
+    """
+    validate(config)
+    _check_devices(allow_cpu)
+    logging.set_verbosity(logging.INFO)
+    stop = StopSignal()
+    stop.install()
+    dataset = open_data(config, workdir)
+    trials = expand(config, dataset)
+    for trial in trials:
+        check(trial)
+    folder = RunFolder(workdir, config)
+    environment = folder.write_environment()
+    announce(config, dataset, trials, folder.path)
+    ledger = Ledger(folder.path / "trials.csv", trials)
+    if ledger.finished() and (folder.path / "report" / "metrics.json").exists():
+        print(f"The study in {workdir} is finished; read {workdir / 'report' / 'index.html'}.")
+        return 0
+    mesh = sharding.make_mesh()
+    shared = SharedImages(config)
+    for trial in trials:
+        if ledger.rows[trial.name]["status"] != "finished":
+            run_trial(shared.attach(trial, mesh), folder.path, mesh, stop, ledger)
+    assemble.report(folder.path, config, trials, environment, stop)
+    print(f"Finished: {workdir / 'report' / 'index.html'}")
+    return 0
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuses values that no study can mean; each sentence names the key."""
+    positive = {
+        "batch_size": config.batch_size,
+        "image_size": config.image_size,
+        "optimizer.accumulate": config.optimizer.accumulate,
+        "optimizer.learning_rate": config.optimizer.learning_rate,
+    }
+    positive |= {f"phases[{i}].learning_rate": p["learning_rate"] for i, p in enumerate(config.phases) if "learning_rate" in p}
+    for name, value in positive.items():
+        if not value > 0 or not np.isfinite(value):
+            raise UserError(f"config.{name} is {value}; it must be a positive number.")
+    shares = {"optimizer.ema": config.optimizer.ema, "schedule.final": config.schedule.final, "model.head_dropout": config.model.head_dropout}
+    for name, value in shares.items():
+        if not 0 <= value < 1:
+            raise UserError(f"config.{name} is {value}; it must be at least 0 and below 1.")
+    choices = {
+        "nonfinite": ("skip", "abort"),
+        "data.split": ("roles", "study"),
+        "data.cache": ("auto", "none", "ram", "device"),
+        "data.resize": ("stretch", "crop"),
+        "data.normalize": ("fixed", "dataset", "per_image", "channel_intensity"),
+        "data.sampler": ("uniform", "class_balanced", "repeat_factor"),
+        "evaluation.tta": ("none", "flips", "dihedral"),
+        "evaluation.thresholds": ("fixed", "per_class_f1", "grid"),
+        "schedule.name": ("constant", "cosine", "one_cycle"),
+        "loss.class_weights": ("none", "balanced", "effective"),
+    }
+    for name, allowed in choices.items():
+        value = config.get_ref(name).get() if "." not in name else config[name.split(".")[0]][name.split(".")[1]]
+        if value not in allowed:
+            raise UserError(f"config.{name} is '{value}'; choose one of {', '.join(allowed)}.")
+
+
+def _check_devices(allow_cpu: bool) -> None:
+    """Refuses the CPU on a machine with an NVIDIA GPU or a TPU, which means a wrong JAX installation.
+
+    An explicit JAX_PLATFORMS=cpu is a choice, not an accident.
+    """
+    accelerator = "NVIDIA GPU" if pathlib.Path("/dev/nvidia0").exists() else "TPU" if pathlib.Path("/dev/accel0").exists() else ""
+    chosen = allow_cpu or os.environ.get("JAX_PLATFORMS", "") == "cpu"
+    if accelerator and not chosen and jax.default_backend() == "cpu":
+        extra = "cuda12" if accelerator == "NVIDIA GPU" else "tpu"
+        raise UserError(
+            f"This machine has an {accelerator} but JAX runs on the CPU; install `pip install -e .[{extra}]`, or pass --allow_cpu."
+        )
+
+
+def open_data(config: ConfigDict, workdir: pathlib.Path) -> Dataset:
+    """The prepared data set of `config.data`, or the simulated sample where none is named and the study has one."""
+    data = config.data
+    if data.source or data.dir:
+        if data.source and not data.source.startswith("tfds:"):
+            raise UserError(f"config.data.source is '{data.source}'; it must be 'tfds:NAME', or set config.data.dir.")
+        return open_dataset(data.source or data.dir)
+    if not data.simulated.train:
+        raise UserError(
+            f"config.data.dir is not set; prepare the data with `python -m input_pipeline.prepare --study={config.study} "
+            "--source=RAW --out=DIR` and pass --config.data.dir=DIR."
+        )
+    raw, prepared = workdir / "data" / "raw", workdir / "data" / "prepared"
+    if not prepared.exists():
+        from input_pipeline import prepare, simulate
+
+        print(f"No data configured: simulating {data.simulated.train} + {data.simulated.test} images.", flush=True)
+        simulate.hpa(raw, num_train=data.simulated.train, num_test=data.simulated.test, size=128, seed=0)
+        prepare.prepare(config.study, raw, prepared)
+    return open_dataset(prepared)
+
+
+def expand(config: ConfigDict, dataset: Dataset) -> list[build.Trial]:
+    """The trials of a study: every override set of `search.trials`, on every fold of `search.folds`."""
+    trials = []
+    for number, entry in enumerate(config.search.trials or ({},)):
+        overrides = {k: v for k, v in dict(entry).items() if k != "name"}
+        changed = ConfigDict(config.to_dict())
+        try:
+            changed.update_from_flattened_dict(overrides)
+            known = all(k in _paths(config.to_dict()) for k in overrides)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"config.search.trials[{number}]: {' '.join(str(error).split())}.") from error
+        if not known:
+            raise UserError(f"config.search.trials[{number}] sets an unknown key; its keys are {sorted(overrides)}.")
+        validate(changed.lock())
+        name = entry.get("name", config.study if not overrides else f"trial{number}")
+        folds = range(changed.search.folds) if changed.search.folds else (None,)
+        for fold in folds:
+            view = with_roles(changed, dataset, fold)
+            label = name if fold is None else f"{name}-fold{fold}"
+            trials.append(build.Trial(build.as_file_name(label), name, changed, view, None, None))
+    return trials
+
+
+def _paths(tree: dict, prefix: str = "") -> set[str]:
+    names = set()
+    for key, value in tree.items():
+        names |= {f"{prefix}{key}"} | (_paths(value, f"{prefix}{key}.") if isinstance(value, dict) else set())
+    return names
+
+
+def with_roles(config: ConfigDict, dataset: Dataset, fold: int | None) -> Dataset:
+    """The data set with the roles of a fold, of the study's own (leaky) split, or as stored.
+
+    Fold k: groups are dealt to folds over all labelled examples; fold k is `test`, `validation` and `calibration` are carved
+    from the rest by group.
+    """
+    if config.data.split == "study":
+        return dataset.with_roles(splits.study_split(config.study, dataset.labels, dataset.roles, dataset.multi_label))
+    if fold is None:
+        return dataset
+    labelled = np.isin(dataset.roles, ("train", "validation", "calibration", "test"))
+    where = np.flatnonzero(labelled)
+    labels, groups = dataset.labels[where], [dataset.groups[i] for i in where]
+    k = config.search.folds
+    stored = dataset.folds[where]
+    folds = stored if stored.max(initial=-1) + 1 == k else np.asarray(
+        splits.assign_folds(labels, groups, k, config.seed, dataset.multi_label))
+    fixed = ["test" if f == fold else None for f in folds]
+    fractions = config.search.fold_fractions.to_dict()
+    roles = np.array(dataset.roles, dtype=object)
+    roles[where] = splits.assign_roles(labels, groups, fixed, fractions, config.seed, dataset.multi_label)
+    return dataset.with_roles(roles)
+
+
+def check(trial: build.Trial) -> None:
+    """Everything about a trial that can be refused before anything is written."""
+    build.phases(trial.config, len(trial.train_indices))
+    build.build_loss(trial)
+    build.build_model(trial)
+    if not len(trial.dataset.indices("validation")):
+        raise UserError(f"No example of {trial.dataset.directory} has the role 'validation'; prepare it with a validation share.")
+
+
+def announce(config: ConfigDict, dataset: Dataset, trials: list[build.Trial], workdir: pathlib.Path) -> None:
+    """Says in a few lines what is about to run, on what, and what it stands for."""
+    roles = ", ".join(f"{r} {len(trials[0].dataset.indices(r))}" for r in ("train", *ROLES))
+    print(f"Study {config.study}: {len(trials)} trial(s) in {workdir}")
+    print(f"Data {dataset.directory}: {roles}")
+    print(f"Devices: {', '.join(str(d) for d in jax.devices())}", flush=True)
+    if dataset.simulated:
+        print("SIMULATED DATA: the images are drawn by a program; no figure of this run says anything about real cells.")
+    if config.demonstration:
+        print(f"Demonstration: {config.demonstration}")
+    if config.data.split == "study":
+        print("LEAKY SPLIT: copies of one photograph stand on both sides; the figures are too good.")
+
+
+class SharedImages:
+    """Decoded images and dataset statistics, kept between trials that use the same ones."""
+
+    def __init__(self, config: ConfigDict) -> None:
+        self._caches: dict[tuple, DecodedCache] = {}
+        self._statistics: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
+        self.device_images: jax.Array | None = None
+        self._device_key: tuple | None = None
+
+    def attach(self, trial: build.Trial, mesh) -> build.Trial:
+        """The trial with its cache and, where its normalisation asks for them, the statistics of its training images."""
+        config, dataset = trial.config, trial.dataset
+        size, channels = config.image_size, trial.channels
+        key = (size, channels, config.data.resize)
+        wanted = config.data.cache
+        if wanted == "auto":
+            wanted = "ram" if fits(len(dataset.ids) * size * size * channels) else "none"
+        cache = None
+        if wanted in ("ram", "device"):
+            cache = self._caches.setdefault(key, DecodedCache(dataset, size, channels, config.data.resize))
+        if wanted == "device" and self._device_key != key:
+            self.device_images = jax.device_put(cache.fill().array, sharding.replicated(mesh))
+            self._device_key = key
+        elif wanted != "device":
+            self.device_images, self._device_key = None, None
+        trial = dataclasses.replace(trial, cache=cache)
+        if config.data.normalize == "dataset":
+            statistics = normalize.dataset_statistics(dataset, trial.train_indices, limit=2000)
+            trial = dataclasses.replace(trial, statistics=statistics)
+        self.images = self.device_images
+        return dataclasses.replace(trial, images=self.images)
+
+
+class Ledger:
+    """`trials.csv`: one row per trial, rewritten atomically at each change of status."""
+
+    def __init__(self, path: pathlib.Path, trials: list[build.Trial]) -> None:
+        self.path = path
+        known = {row["id"]: row for row in tables.read_trials_csv(path)} if path.exists() else {}
+        self.rows = {
+            t.name: known.get(t.name, {"id": t.name, "status": "waiting", "seed": t.config.seed, "overrides": {}})
+            for t in trials
+        }
+
+    def finished(self) -> bool:
+        """Whether every trial is."""
+        return all(row["status"] == "finished" for row in self.rows.values())
+
+    def update(self, name: str, **values) -> None:
+        """Changes a row and writes the file."""
+        self.rows[name] |= values
+        if jax.process_index() == 0:
+            tables.write_trials_csv(self.path, self.rows.values())
+
+
+def run_trial(trial: build.Trial, workdir: pathlib.Path, mesh, stop: StopSignal, ledger: Ledger) -> None:
+    """Trains a trial, predicts every role with its best checkpoint, and enters the result in the ledger."""
+    ledger.update(trial.name, status="running")
+    start = time.monotonic()
+    training = Training(trial, workdir, mesh, stop)
+    training.run()
+    variables, step, digest = training.best_variables()
+    predictor = Predictor(trial, mesh, stop, views=trial.config.evaluation.tta, images=trial.images)
+    metrics = {}
+    dataset = trial.dataset
+    for role in ROLES:
+        indices = dataset.indices(role)
+        if not len(indices):
+            continue
+        logits = predictor(variables, indices)
+        predictions.write(
+            workdir / "predictions" / f"{trial.name}_{role}.csv",
+            [dataset.ids[i] for i in indices],
+            [dataset.groups[i] for i in indices],
+            None if role == "unlabelled" else dataset.labels[indices],
+            logits,
+            dataset.class_names,
+        )
+        if role in ("validation", "test"):
+            metrics[role] = validation_metrics(build.build_loss(trial), logits, dataset.labels[indices], dataset.multi_label)
+    parameters = count_parameters(variables["params"])
+    total = sum(leaf.nbytes for tree in variables.values() for leaf in tree.values())
+    _write_hparams(trial, workdir, metrics)
+    ledger.update(trial.name, status="finished", parameters=parameters, bytes=int(total), best_step=step,
+                  steps=training.total_steps, state_sha256=digest, metrics=metrics)
+    logging.info("Trial %s took %.0f s here.", trial.name, time.monotonic() - start)
+
+
+def _write_hparams(trial: build.Trial, workdir: pathlib.Path, metrics: dict) -> None:
+    """Enters the trial in TensorBoard's HPARAMS table."""
+    flat = {k: v for k, v in flatten(trial.config.to_dict()).items() if isinstance(v, bool | int | float | str)}
+    writer = MetricWriter(workdir / "tensorboard" / trial.name, active=jax.process_index() == 0)
+    writer.write_hparams(flat, {f"validation/{k}": v for k, v in metrics["validation"].items()})
+    writer.close()

@@ -1,0 +1,1 @@
+"""Optimisation of one trial: state, steps, loop, checkpoints."""

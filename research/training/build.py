@@ -1,0 +1,184 @@
+"""From a trial's config to the objects of its training: data view, phases, model, loss, step parts."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from input_pipeline import augment, normalize
+from input_pipeline.cli import UserError
+from input_pipeline.dataset import Dataset
+from input_pipeline.loader import DecodedCache, available_cores
+from research.losses import class_weights
+from research.losses import registry as losses
+from research.models import registry as models
+from research.training import optimizers, schedules, sharding
+from research.training.steps import StepParts
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch of the training with its own length, learning rate, batch size and frozen parameters."""
+
+    name: str
+    batch_size: int
+    learning_rate: float
+    freeze: tuple[str, ...]
+    length: schedules.Length
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One setting of a study, ready to be trained.
+
+    Attributes:
+      name: names its folders and files.
+      setting: the override set that it belongs to; the folds of a setting share it.
+      config: the whole config with the trial's overrides in it.
+      dataset: the data set with the trial's roles.
+      cache: decoded images, shared by the trials, or None.
+      statistics: {"mean": [C], "std": [C]} of the training images in 0..1, for `normalize = dataset`; else None.
+      images: uint8 `[N, H, W, C]`, the decoded data set on the device, or None.
+    """
+
+    name: str
+    setting: str
+    config: ConfigDict
+    dataset: Dataset
+    cache: DecodedCache | None
+    statistics: dict | None
+    images: jax.Array | None = None
+
+    @property
+    def train_indices(self) -> np.ndarray:
+        """Dataset indices of the training examples, [n]."""
+        indices = self.dataset.indices("train")
+        limit = self.config.data.limit
+        return indices[:limit] if limit else indices
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.dataset.class_names)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a decoded image."""
+        return self.config.data.channels or self.dataset.channels
+
+    @property
+    def threads(self) -> int:
+        """Decoding threads."""
+        return self.config.data.threads or available_cores()
+
+
+def phases(config: ConfigDict, num_examples: int) -> tuple[Phase, ...]:
+    """The phases of `config`, or the whole training as one. Without pretrained weights nothing is frozen."""
+    result = []
+    known = {"name", "steps", "epochs", "examples", "learning_rate", "batch_size", "freeze"}
+    for i, entry in enumerate(config.phases or ({},)):
+        entry = dict(entry)
+        if unknown := entry.keys() - known:
+            raise UserError(f"config.phases[{i}] has the unknown key '{sorted(unknown)[0]}'; keys are {sorted(known)}.")
+        batch_size = entry.get("batch_size", config.batch_size)
+        freeze = tuple(entry.get("freeze", ()))
+        name = entry.get("name", "training" if not config.phases else f"phase {i + 1}")
+        if freeze and not config.model.weights:
+            logging.info("Phase '%s': nothing is frozen, because no pretrained weights are given.", name)
+            freeze = ()
+        length = schedules.length_of(entry if config.phases else config, batch_size, num_examples)
+        rate = entry.get("learning_rate", config.optimizer.learning_rate)
+        result.append(Phase(name, batch_size, rate, freeze, length))
+    return tuple(result)
+
+
+def compute_dtype(config: ConfigDict):
+    """bfloat16 on GPU and TPU, float32 on CPU, unless the config says which."""
+    if config.model.dtype == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    if config.model.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.model.dtype is '{config.model.dtype}'; choose auto, float32 or bfloat16.")
+    return jnp.dtype(config.model.dtype)
+
+
+def build_model(trial: Trial, frozen: tuple[str, ...] = ()):
+    """The Flax module of a trial."""
+    settings = trial.config.model
+    if settings.weights:
+        raise UserError("config.model.weights is set, but this version does not import weights; leave it empty.")
+    return models.create(
+        settings.name,
+        num_classes=trial.num_classes,
+        head=tuple(settings.head),
+        head_dropout=settings.head_dropout,
+        head_batch_norm=settings.head_batch_norm,
+        dtype=compute_dtype(trial.config),
+        frozen=frozen,
+        **settings.options.to_dict(),
+    )
+
+
+def build_loss(trial: Trial):
+    """The loss of a trial, checked against the kind of labels."""
+    loss = losses.get(trial.config.loss.name, **trial.config.loss.options.to_dict())
+    loss.require(trial.dataset.multi_label)
+    return loss
+
+
+def build_normalize(trial: Trial):
+    """Images `[B, H, W, C]` in 0..255 to what the network takes."""
+    data = trial.config.data
+    if data.normalize == "dataset":
+        return normalize.make("dataset", trial.statistics)
+    if data.normalize == "fixed":
+        return normalize.make("fixed", {"mean": data.mean, "std": data.std})
+    return normalize.make(data.normalize)
+
+
+def build_parts(trial: Trial, phase: Phase, paths: tuple[str, ...], mesh) -> StepParts:
+    """What the training step of a phase is made of; `paths` are the model's parameter paths."""
+    config = trial.config
+    if phase.batch_size % config.optimizer.accumulate:
+        raise UserError(
+            f"config.batch_size {phase.batch_size} must be a multiple of config.optimizer.accumulate "
+            f"{config.optimizer.accumulate}; change one of them."
+        )
+    weights = None
+    if config.loss.class_weights != "none":
+        weights = jnp.asarray(
+            class_weights.class_weights(
+                trial.dataset.labels[trial.train_indices], trial.num_classes, config.loss.class_weights, config.loss.beta
+            )
+        )
+    return StepParts(
+        model=build_model(trial, phase.freeze),
+        loss=build_loss(trial),
+        class_weights=weights,
+        transformation=optimizers.direction(config.optimizer),
+        trainable=optimizers.trainable_paths(paths, phase.freeze),
+        augment=augment.build(config.data.augment.to_dict()),
+        normalize=build_normalize(trial),
+        batch_size=phase.batch_size,
+        num_classes=trial.num_classes,
+        multi_label=trial.dataset.multi_label,
+        accumulate=config.optimizer.accumulate,
+        ema=config.optimizer.ema,
+        batch_sharding=sharding.over_batch(mesh) if mesh.size > 1 else None,
+    )
+
+
+def as_file_name(name: str) -> str:
+    """A trial's name as a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
+def describe_model(variables: Any) -> str:
+    """clu's table of parameters."""
+    from clu import parameter_overview
+
+    return parameter_overview.get_parameter_overview(variables)

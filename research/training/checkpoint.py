@@ -1,0 +1,143 @@
+"""How the state survives: one folder per step, complete or absent, verified by checksums before it is trusted.
+
+orbax writes the arrays. Around it: everything goes to a temporary folder which is renamed when complete, `manifest.json`
+holds the SHA-256 of every file, and a step that fails the check on restore is passed over for the one before it, aloud
+(orbax itself restores flipped bits silently).
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+
+import jax
+from absl import logging
+from flax.traverse_util import flatten_dict
+
+from input_pipeline.cli import UserError
+
+_MANIFEST = "manifest.json"
+
+
+def _hash(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: pathlib.Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): _hash(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != _MANIFEST
+    }
+
+
+def damage(folder: pathlib.Path) -> str:
+    """Says what is wrong with a checkpoint folder ("d/1a63: changed"), or "" if it is as it was written."""
+    try:
+        expected = json.loads((folder / _MANIFEST).read_text())["sha256"]
+        found = _files(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{_MANIFEST}: {error}"
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            return f"{name}: " + ("missing" if name not in found else "changed" if name in expected else "unexpected")
+    return ""
+
+
+def shapes(tree) -> dict[str, list]:
+    """Path → [shape, dtype] of a tree's arrays, to compare a checkpoint with a model before reading it."""
+    return {"/".join(k): [list(v.shape), str(v.dtype)] for k, v in flatten_dict(tree).items()}
+
+
+class Checkpoints:
+    """The checkpoints of one trial in `folder`; keeps the newest two and the best."""
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        import orbax.checkpoint as ocp
+
+        self.folder = pathlib.Path(folder).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._orbax = ocp.StandardCheckpointer()
+        for leftover in self.folder.glob(".tmp*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def steps(self) -> list[int]:
+        """Steps with a folder, ascending."""
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+
+    def save(self, step: int, tree, meta: dict, best_step: int) -> None:
+        """Writes arrays and JSON `meta` of `step`; returns when they are on disk. Prunes to newest two + `best_step`."""
+        temporary = self.folder / f".tmp.{step}"
+        if jax.process_index() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+        self._orbax.save(temporary / "state", tree)
+        self._orbax.wait_until_finished()
+        if jax.process_index() == 0:
+            content = json.dumps(meta | {"step": step, "shapes": shapes(tree)}, indent=1)
+            (temporary / "meta.json").write_text(content, encoding="utf-8")
+            (temporary / _MANIFEST).write_text(json.dumps({"sha256": _files(temporary)}, indent=1), encoding="utf-8")
+            _sync(temporary)
+            self._replace(temporary, self.folder / str(step))
+            for old in self.steps()[:-2]:
+                if old != best_step:
+                    shutil.rmtree(self.folder / str(old))
+
+    def _replace(self, temporary: pathlib.Path, final: pathlib.Path) -> None:
+        """A step saved again (stopped before its evaluation, say) takes the place of the earlier save."""
+        if final.exists():
+            old = self.folder / f".tmp.old.{final.name}"
+            os.rename(final, old)
+            os.rename(temporary, final)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, final)
+
+    def latest(self) -> int | None:
+        """The newest undamaged step or None without any; says which it passed over and sets them aside as `damaged-N`.
+
+        Raises:
+          UserError: there are checkpoints, and all are damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            problem = damage(self.folder / str(step))
+            if not problem:
+                return step
+            logging.warning(
+                "Checkpoint of step %d is damaged (%s); falling back to the one before it.", step, problem
+            )
+            os.rename(self.folder / str(step), self.folder / f"damaged-{step}")
+        if steps:
+            raise UserError(f"All checkpoints in {self.folder} are damaged and were set aside; run again to start afresh.")
+        return None
+
+    def meta(self, step: int) -> dict:
+        """The JSON that was saved with `step`."""
+        return json.loads((self.folder / str(step) / "meta.json").read_text(encoding="utf-8"))
+
+    def restore(self, step: int, template):
+        """Arrays of `step` into a tree of ShapeDtypeStructs (with shardings).
+
+        Raises:
+          UserError: names the first array that is missing, left over or of another shape: another model's checkpoint.
+        """
+        stored, wanted = self.meta(step)["shapes"], shapes(template)
+        for name in sorted(stored.keys() | wanted.keys()):
+            if stored.get(name) != wanted.get(name):
+                raise UserError(
+                    f"The checkpoint in {self.folder} belongs to another model: {name} is {stored.get(name)} there and "
+                    f"{wanted.get(name)} here; choose another --workdir or the configuration that made it."
+                )
+        return self._orbax.restore(self.folder / str(step) / "state", template)
+
+
+def _sync(folder: pathlib.Path) -> None:
+    """Flushes all files of a folder to the disk, so that the rename is not seen before them."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

@@ -1,0 +1,85 @@
+"""Logits of whole roles: every example once, in order, on any number of devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from input_pipeline.loader import eval_batches
+from research.training import sharding
+from research.training.build import Trial, build_model, build_normalize
+from research.training.signals import StopSignal
+from research.training.state import Flat
+from research.training.steps import eval_step
+
+
+class Predictor:
+    """Evaluates variables of a trial's model; compiled at its first use.
+
+    Args:
+      trial: gives model, normalisation, image size and batch size.
+      mesh: devices.
+      stop: checked before each batch and during compilation.
+      views: "none", "flips" or "dihedral": test-time augmentation, averaged logits.
+    """
+
+    def __init__(self, trial: Trial, mesh, stop: StopSignal, views: str = "none") -> None:
+        self.trial, self.mesh, self.stop, self.images = trial, mesh, stop, trial.images
+        self.batch_size = trial.config.evaluation.batch_size or trial.config.batch_size
+        step = functools.partial(eval_step, build_model(trial), build_normalize(trial), views)
+
+        def from_batch(variables, batch, images):
+            return step(variables, gather(batch, images)["image"])
+
+        self._function = jax.jit(from_batch, out_shardings=sharding.replicated(mesh))
+        self._compiled = None
+
+    def __call__(self, variables: dict[str, Flat], indices: np.ndarray) -> np.ndarray:
+        """Logits float32 `[n, K]` of the examples `indices` `[n]`.
+
+        Raises:
+          Stopped: a stop was asked for.
+        """
+        logits = np.zeros((len(indices), self.trial.num_classes), np.float32)
+        batches = eval_batches(**loader_arguments(self.trial, self.mesh), indices=indices,
+                               batch_size=self.batch_size)
+        done = 0
+        for batch in batches:
+            self.stop.check()
+            device_batch = sharding.put_batch(self.mesh, without_labels(batch))
+            if self._compiled is None:
+                lowered = functools.partial(self._function.lower, variables, device_batch, self.images)
+                self._compiled = self.stop.interruptible(lambda lowered=lowered: lowered().compile())
+            rows = np.asarray(self._compiled(variables, device_batch, self.images))
+            count = min(self.batch_size, len(indices) - done)
+            logits[done : done + count] = rows[:count]
+            done += count
+        return logits
+
+
+def gather(batch: dict[str, jax.Array], images: jax.Array | None) -> dict[str, jax.Array]:
+    """Takes the batch's images from the decoded data set on the device, where it lies there."""
+    return batch if images is None else batch | {"image": jnp.take(images, batch["index"], axis=0)}
+
+
+def without_labels(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Only what the evaluation step reads."""
+    return {name: value for name, value in batch.items() if name in ("image", "index")}
+
+
+def loader_arguments(trial: Trial, mesh) -> dict:
+    """What training and evaluation tell the loader alike."""
+    data = trial.config.data
+    return {
+        "dataset": trial.dataset,
+        "image_size": trial.config.image_size,
+        "channels": trial.channels,
+        "threads": trial.threads,
+        "prefetch": data.prefetch,
+        "resize": data.resize,
+        "cache": "device" if trial.images is not None else trial.cache,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+        "pad_to": len(mesh.local_devices),
+    }

@@ -1,0 +1,372 @@
+"""Trains one trial: phases, evaluations, controls, checkpoints; stops and goes on anywhere, with the same result.
+
+What happens at a step is decided by the step and the history alone, never by what this process did before:
+
+    at step s:  evaluate if due and not in the history → stop early? → phase over? → take batch s → step
+
+so a restored (state, history) continues exactly, wherever the process was stopped or killed.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import pathlib
+import resource
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from input_pipeline.cli import UserError
+from input_pipeline.loader import stage, train_batches
+from input_pipeline.sampling import Sampler
+from research.evaluation import metrics as evaluation_metrics
+from research.models.initialize import count_parameters, initialize
+from research.report.writer import JsonlLog, MetricWriter
+from research.training import build, inference, optimizers, schedules, sharding, state, steps
+from research.training.checkpoint import Checkpoints, damage
+from research.training.control import Controls
+from research.training.signals import Clock, Stopped, StopSignal
+
+_STREAK = 20  # steps in a row that are not finite: training has diverged
+
+
+class Training:
+    """The training of one trial in a run folder.
+
+    Args:
+      trial: what to train.
+      folder: the run folder.
+      mesh: devices.
+      stop: set when the process is asked to stop.
+    """
+
+    def __init__(self, trial: build.Trial, folder: pathlib.Path, mesh, stop: StopSignal) -> None:
+        self.trial, self.config, self.mesh, self.stop, self.images = trial, trial.config, mesh, stop, trial.images
+        self.name = build.as_file_name(trial.name)
+        self.indices = trial.train_indices
+        self.phases = build.phases(self.config, len(self.indices))
+        self.loss = build.build_loss(trial)
+        self.folder = folder
+        self.clock = Clock()
+        self.checkpoints = Checkpoints(folder / "checkpoints" / self.name)
+        self.predictor = inference.Predictor(trial, mesh, stop)
+        self.meta = {"phase": 0, "phase_start": 0, "done": False, "history": []}
+        self.controls = Controls()
+        self.saved_step = -1
+        self.train_step = None
+        self.state: state.TrainState | None = None
+
+    # Beginning
+
+    def run(self) -> None:
+        """Trains to the end, from the newest undamaged checkpoint if there is one.
+
+        Raises:
+          Stopped: a stop was asked for; the state of the last step is saved.
+          UserError: the training diverged, or the checkpoint belongs to another model.
+        """
+        step = self.checkpoints.latest()
+        if step is not None and self.checkpoints.meta(step)["done"]:
+            self._take_meta(step)
+            return
+        self._initialize(step)
+        log = JsonlLog(self.folder / "metrics.jsonl")
+        log.truncate_after(self.name, -1)
+        for row in self.meta["history"]:
+            log.append(row)
+        self.log = log
+        active = jax.process_index() == 0
+        self.writer = MetricWriter(self.folder / "tensorboard" / self.name, resume_step=step, active=active)
+        try:
+            while self.meta["phase"] < len(self.phases):
+                self._run_phase(self.phases[self.meta["phase"]])
+                self._start_phase(self.meta["phase"] + 1)
+            self.meta["done"] = True
+            self.save()
+        except Stopped:
+            if self._step() != self.saved_step:
+                self.save()
+            raise
+        finally:
+            log.close()
+            self.writer.close()
+
+    def _initialize(self, step: int | None) -> None:
+        key = jax.random.key(self.config.seed)
+        channels, size = self.trial.channels, self.config.image_size
+        model = build.build_model(self.trial)
+        variables = self.stop.interruptible(lambda: initialize(model, key, size, channels))
+        self.paths = tuple(state.flatten(variables["params"]))
+        self.parameters = count_parameters(variables["params"])
+        if step is None:
+            logging.info("Model %s: %s parameters.", self.config.model.name, f"{self.parameters:,}")
+            self._set_state(self._fresh(variables, self.phases[0]))
+            return
+        self._take_meta(step)
+        phase = self.phases[min(self.meta["phase"], len(self.phases) - 1)]
+        template = jax.eval_shape(lambda v: self._fresh(v, phase), variables)
+        shardings = sharding.shardings(template, self.mesh, self.config.shard_parameters)
+        template = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), template, shardings
+        )
+        restored = self.checkpoints.restore(step, state.to_tree(template))
+        self._set_state(state.from_tree(template, restored))
+        self.saved_step = step
+        logging.info("Continuing from step %d.", step)
+
+    def _fresh(self, variables, phase: build.Phase) -> state.TrainState:
+        return state.create(
+            variables,
+            self.config.seed,
+            optimizers.direction(self.config.optimizer),
+            optimizers.trainable_paths(self.paths, phase.freeze),
+            self.config.optimizer.ema > 0,
+            self.trial.num_classes,
+        )
+
+    def _set_state(self, value: state.TrainState) -> None:
+        self.shardings = sharding.shardings(value, self.mesh, self.config.shard_parameters)
+        self.state = jax.device_put(value, self.shardings)
+
+    def _take_meta(self, step: int) -> None:
+        stored = self.checkpoints.meta(step)
+        if stored["dataset"] != self.trial.dataset.fingerprint:
+            raise UserError(
+                f"The checkpoint in {self.checkpoints.folder} was made with other data than {self.trial.dataset.directory} "
+                "holds now; choose another --workdir or restore the data set."
+            )
+        self.meta = {k: stored[k] for k in self.meta}
+        self.controls = Controls(**stored["controls"])
+
+    def _step(self) -> int:
+        return int(self.state.step)
+
+    def best_variables(self) -> tuple[dict[str, state.Flat], int, str]:
+        """Variables of the checkpoint with the best validation metric, its step, and the SHA-256 of the last state.
+
+        A best checkpoint that was damaged since is replaced by the last one, aloud.
+        """
+        if self.state is None:
+            self._initialize(self.checkpoints.latest())
+        digest = state.fingerprint(self.state)
+        last, best = self._step(), self.controls.best_step
+        if best == last:
+            return self.state.evaluated(), last, digest
+        if best not in self.checkpoints.steps() or damage(self.checkpoints.folder / str(best)):
+            logging.warning("The best checkpoint (step %d) is missing or damaged; the last one (%d) is used.", best, last)
+            return self.state.evaluated(), last, digest
+        self._initialize(best)
+        return self.state.evaluated(), best, digest
+
+    # Phases
+
+    def _start_phase(self, index: int) -> None:
+        self.meta |= {"phase": index, "phase_start": self._step()}
+        self.controls.start_phase()
+        if index < len(self.phases):
+            trainable = optimizers.trainable_paths(self.paths, self.phases[index].freeze)
+            transformation = optimizers.direction(self.config.optimizer)
+            opt_state = transformation.init({p: self.state.params[p] for p in trainable})
+            self._set_state(self.state.replace(opt_state=opt_state))
+            self.train_step = None
+            self.save()
+
+    def _run_phase(self, phase: build.Phase) -> None:
+        length, start = phase.length, self.meta["phase_start"]
+        self.log_every = max(1, length.parse(self.config.log_every, "log_every"))
+        evaluate_every = max(1, length.parse(self.config.evaluate_every, "evaluate_every"))
+        self.checkpoint_every = max(1, length.parse(self.config.checkpoint_every, "checkpoint_every"))
+        self.rate = schedules.learning_rate(self.config.schedule, phase.learning_rate, length)
+        logging.info("Phase '%s': %d steps of %d images, %.1f steps an epoch.", phase.name, length.steps,
+                     phase.batch_size, length.steps_per_epoch)
+        first = self._step() - start
+        batches = self._batches(phase, first)
+        for done in itertools.count(first):
+            if done and (done % evaluate_every == 0 or done >= length.steps):
+                self._evaluate(phase, start + done)
+                if self.controls.should_stop(self.config):
+                    logging.info("Stopping early: no better %s for %d evaluations.", self.config.selection,
+                                 self.controls.stale)
+                    return
+            if done >= length.steps:
+                return
+            self.stop.check()
+            self._train_one(phase, batches, done)
+            if (done + 1) % self.log_every == 0 or done + 1 == length.steps:
+                self._log_train(phase, done + 1)
+
+    def _batches(self, phase: build.Phase, first: int):
+        """Batches on the devices, from step `first` of a phase on: a pure function of seed, phase and step."""
+        data = self.config.data
+        seed = self.config.seed * 1_000_003 + self.meta["phase"]
+        sampler = Sampler(data.sampler, self.trial.dataset.labels, self.indices, seed, data.repeat_threshold)
+        batches = train_batches(
+            **inference.loader_arguments(self.trial, self.mesh),
+            sampler=sampler,
+            batch_size=phase.batch_size,
+            start_step=first,
+            num_steps=phase.length.steps - first,
+        )
+        return stage(batches, functools.partial(sharding.put_batch, self.mesh))
+
+    def _train_one(self, phase: build.Phase, batches, done: int) -> None:
+        with self.clock.measure("input"):
+            batch = next(batches)
+        rate = np.float32(self.rate(done) * self.controls.rate_factor)
+        if self.train_step is None:
+            with self.clock.measure("compile"):
+                self._compile(phase, batch, rate, first=done == 0)
+        with self.clock.measure("step"):
+            jax.block_until_ready(self.state.step)  # the batch was fetched while the step before was computed
+            self.state = self.train_step(self.state, batch, rate, self.images)
+
+    def _compile(self, phase: build.Phase, batch, rate, first: bool) -> None:
+        parts = build.build_parts(self.trial, phase, self.paths, self.mesh)
+
+        def step(current, batch, rate, images):
+            return steps.train_step(parts, current, inference.gather(batch, images), rate)
+
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=self.shardings)
+        self.train_step = self.stop.interruptible(
+            lambda: jitted.lower(self.state, batch, rate, self.images).compile()
+        )
+        if first and self.meta["phase"] == 0:
+            self._show_batch(parts, batch)
+
+    def _show_batch(self, parts: steps.StepParts, batch) -> None:
+        """Writes up to eight augmented images of the first batch, stretched to the full range, to TensorBoard."""
+        few = functools.partial(steps.prepare_batch, dataclasses.replace(parts, batch_sharding=None))
+        image = np.asarray(
+            jax.jit(lambda b, i: few(inference.gather(b, i), jax.random.key(0))["image"])(batch, self.images)
+        )[:8]
+        low, high = image.min((1, 2, 3), keepdims=True), image.max((1, 2, 3), keepdims=True)
+        self.writer.write_images(0, {"augmented": (image - low) / np.maximum(high - low, 1e-6) * 255.0})
+
+    # Numbers
+
+    def _log_train(self, phase: build.Phase, done: int) -> None:
+        with self.clock.measure("step"):
+            sums = jax.device_get(self.state.sums)
+        self.state = steps.reset_sums(self.state)
+        skipped, streak = int(self.state.skipped), int(self.state.streak)
+        count = max(1.0, float(sums["steps"]))
+        seconds = self.clock.take("step") + self.clock.seconds.get("input", 0.0)
+        waiting = self.clock.take("input")
+        row = self._row("train", phase, done) | {
+            "loss": float(sums["loss"]) / count,
+            "gradient_norm": float(sums["gradient_norm"]) / count,
+            "learning_rate": self.rate(done - 1) * self.controls.rate_factor,
+            "accuracy": float(sums["correct"] / max(1.0, sums["examples"])),
+            "macro_f1": float(np.mean(2 * sums["tp"] / np.maximum(2 * sums["tp"] + sums["fp"] + sums["fn"], 1e-9))),
+            "skipped": skipped,
+        }
+        speed = {
+            "images_per_second": count * phase.batch_size / max(seconds, 1e-9),
+            "input_wait_share": waiting / max(seconds, 1e-9),
+            "memory_bytes": _memory_bytes(),
+        }
+        self._write(row, speed)
+        left = (phase.length.steps - done) * seconds / count
+        print(
+            f"{self.trial.name}  step {row['step']}  {phase.name} {done}/{phase.length.steps}  loss {row['loss']:.4f}  "
+            f"{speed['images_per_second']:.0f} images/s  input {100 * speed['input_wait_share']:.0f}%  ETA {_minutes(left)}",
+            flush=True,
+        )
+        if skipped and self.config.nonfinite == "abort":
+            raise UserError(f"Loss or gradient was not finite by step {row['step']}; lower the learning rate.")
+        if streak >= _STREAK:
+            raise UserError(f"Training diverged: {streak} steps in a row without a finite loss; lower the learning rate.")
+
+    def _evaluate(self, phase: build.Phase, step: int) -> None:
+        """Evaluates on `validation`, once per step, and lets the controls act on it."""
+        last = self.meta["history"][-1] if self.meta["history"] else {}
+        if last.get("split") == "validation" and last["step"] == step:
+            return
+        with self.clock.measure("evaluate"):
+            indices = self.trial.dataset.indices("validation")
+            logits = self.predictor(self.state.evaluated(), indices)
+            row = self._row("validation", phase, step - self.meta["phase_start"])
+            row |= validation_metrics(self.loss, logits, self.trial.dataset.labels[indices], self.trial.dataset.multi_label)
+        best = self.controls.observe(self.config, step, row, phase.learning_rate)
+        self._write(row, {})
+        print(
+            f"{self.trial.name}  step {step}  validation  " + "  ".join(
+                f"{k} {row[k]:.4f}" for k in ("loss", "accuracy", "macro_f1") if k in row) + ("  (best)" if best else ""),
+            flush=True,
+        )
+        due = (step - self.meta["phase_start"]) % self.checkpoint_every == 0
+        if best or due:
+            self.save()
+
+    def _row(self, split: str, phase: build.Phase, done: int) -> dict:
+        return {
+            "trial": self.name,
+            "step": self.meta["phase_start"] + done,
+            "epoch": round(done / phase.length.steps_per_epoch, 4),
+            "phase": phase.name,
+            "split": split,
+        }
+
+    def _write(self, row: dict, speed: dict) -> None:
+        """Adds a row to history, metrics.jsonl and TensorBoard; `speed` is not part of the (exact) history."""
+        self.meta["history"].append(row)
+        self.log.append(row)
+        scalars = {k: v for k, v in (row | speed).items() if isinstance(v, int | float) and k != "step"}
+        self.writer.write_scalars(row["step"], {f"{row['split']}/{k}": v for k, v in scalars.items()})
+
+    # Ends
+
+    def save(self) -> None:
+        """Saves state, controls, position and history.
+
+        Raises:
+          UserError: the parameters are not finite; the last good checkpoint stays.
+        """
+        if not bool(_all_finite((self.state.params, self.state.batch_stats))):
+            raise UserError(f"The parameters are not finite at step {self._step()}; lower the learning rate.")
+        meta = self.meta | {
+            "controls": dataclasses.asdict(self.controls),
+            "dataset": self.trial.dataset.fingerprint,
+            "position": {"seed": self.config.seed, "phase": self.meta["phase"],
+                         "step": self._step() - self.meta["phase_start"]},
+        }
+        self.writer.flush()
+        with self.clock.measure("save"):
+            self.checkpoints.save(self._step(), state.to_tree(self.state), json.loads(json.dumps(meta)), self.controls.best_step)
+        self.saved_step = self._step()
+
+
+def validation_metrics(loss, logits: np.ndarray, labels: np.ndarray, multi_label: bool) -> dict[str, float]:
+    """The loss over the whole set and the metrics that need no fitted threshold (0.5, argmax).
+
+    Args:
+      logits: `[n, K]`; labels: int `[n]` or multi-hot `[n, K]`.
+    """
+    if not len(labels):
+        raise UserError("No example has the role 'validation'; prepare the data with a validation share.")
+    num_classes = logits.shape[1]
+    target = labels if multi_label else np.eye(num_classes, dtype=np.float32)[labels]
+    value = float(loss.mean(jnp.asarray(logits), jnp.asarray(target, jnp.float32)))
+    if not math.isfinite(value) or not np.isfinite(logits).all():
+        raise UserError("The validation loss is not finite; lower the learning rate.")
+    scores = np.asarray(jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits), np.float64)
+    return {"loss": value} | evaluation_metrics.evaluate(scores, labels, multi_label)
+
+
+@jax.jit
+def _all_finite(tree) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
+def _memory_bytes() -> int:
+    """Peak memory of the first device, or of this process where the device does not say."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return int(stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"

@@ -1,0 +1,89 @@
+"""How a run is stopped: SIGTERM and Ctrl-C ask, a second one forces; compilation does not delay the answer."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on request, everything saved; the same command continues
+
+
+class Stopped(Exception):
+    """A stop was asked for; what is to be saved has been saved by the handlers on the way up."""
+
+
+class StopSignal:
+    """Remembers that the process was asked to stop."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def install(self) -> None:
+        """Takes over SIGTERM and SIGINT. The first asks; the second ends the process at once with 128 + its number."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame) -> None:
+        if self.requested:
+            os._exit(128 + number)
+        self.requested = True
+        os.write(2, b"\nStopping: saving the state; once more to leave at once.\n")
+
+    def check(self) -> None:
+        """Raises `Stopped` if a stop was asked for."""
+        if self.requested:
+            raise Stopped
+
+    def interruptible(self, function: Callable[[], T]) -> T:
+        """Runs a long native call (compilation) in a thread, so that the main thread can answer a stop meanwhile.
+
+        After `Stopped` the thread still runs; leave the process with `os._exit`.
+        """
+        outcome: dict = {}
+
+        def work() -> None:
+            try:
+                outcome["value"] = function()
+            except BaseException as error:  # handed to the caller below
+                outcome["error"] = error
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            self.check()
+            thread.join(0.1)
+        if "error" in outcome:
+            raise outcome["error"]
+        return outcome["value"]
+
+
+class Clock:
+    """Seconds spent by kind ("step", "input", "compile", "evaluate", "save"), for rates and an ETA without compilation."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = 0.0
+
+    def measure(self, kind: str) -> "_Measured":
+        """Context manager that adds its duration to `kind`."""
+        return _Measured(self, kind)
+
+    def take(self, kind: str) -> float:
+        """Returns and clears the seconds of `kind`."""
+        return self.seconds.pop(kind, 0.0)
+
+
+class _Measured:
+    def __init__(self, clock: Clock, kind: str) -> None:
+        self.clock, self.kind = clock, kind
+
+    def __enter__(self) -> None:
+        self.start = time.monotonic()
+
+    def __exit__(self, *error) -> None:
+        spent = time.monotonic() - self.start
+        self.clock.seconds[self.kind] = self.clock.seconds.get(self.kind, 0.0) + spent

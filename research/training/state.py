@@ -1,0 +1,105 @@
+"""What a trial carries from step to step, as one tree of arrays."""
+
+import hashlib
+from typing import Any
+
+import flax.serialization
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+Flat = dict[str, jax.Array]  # arrays by path, "backbone/conv/kernel"
+
+
+@flax.struct.dataclass
+class TrainState:
+    """State of one member. Paths are flat so that freezing, averaging and sharding speak of the same names.
+
+    Attributes:
+      step: int32 [], optimiser steps taken since the start of the trial.
+      key: uint32 [2], threefry key data; the keys of a step are folded from it and `step`.
+      params, batch_stats: all arrays of the model, float32.
+      opt_state: optax state over the trainable paths of the phase only.
+      ema: {"params", "batch_stats"} averaged, or {}.
+      skipped, streak: int32 [], steps left out because they were not finite: all, and in a row.
+      sums: float32 sums of the training metrics since the last log line.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    params: Flat
+    batch_stats: Flat
+    opt_state: Any
+    ema: dict[str, Flat]
+    skipped: jax.Array
+    streak: jax.Array
+    sums: dict[str, jax.Array]
+
+    def evaluated(self) -> dict[str, Flat]:
+        """The variables that evaluation and predictions use: the averaged ones where there are any."""
+        return dict(self.ema) or {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def flatten(tree) -> Flat:
+    """Nested variables to {path: array}."""
+    return flatten_dict(tree, sep="/")
+
+
+def nest(flat: Flat):
+    """{path: array} to nested variables, as Flax takes them."""
+    return unflatten_dict(flat, sep="/")
+
+
+def zero_sums(num_classes: int) -> dict[str, jax.Array]:
+    """Empty sums of the training metrics of `steps.train_metrics`."""
+    scalars = {k: jnp.zeros((), jnp.float32) for k in ("steps", "loss", "gradient_norm", "examples", "correct")}
+    counts = {k: jnp.zeros((num_classes,), jnp.float32) for k in ("tp", "fp", "fn")}
+    return scalars | counts
+
+
+def create(variables, seed: int, transformation: optax.GradientTransformation, trainable, ema: bool,
+           num_classes: int) -> TrainState:
+    """A fresh state from Flax `variables` ({"params", "batch_stats"}, nested)."""
+    params, stats = flatten(variables["params"]), flatten(variables.get("batch_stats", {}))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=jax.random.key_data(jax.random.key(seed, impl="threefry2x32")),
+        params=params,
+        batch_stats=stats,
+        opt_state=transformation.init({p: params[p] for p in trainable}),
+        ema={"params": params, "batch_stats": stats} if ema else {},
+        skipped=jnp.zeros((), jnp.int32),
+        streak=jnp.zeros((), jnp.int32),
+        sums=zero_sums(num_classes),
+    )
+
+
+def to_tree(state: TrainState) -> dict[str, Any]:
+    """Plain nested dictionaries for a checkpoint; empty ones are left out because orbax does not keep them."""
+    tree = flax.serialization.to_state_dict(state)
+    flat = flatten_dict(tree, keep_empty_nodes=False)
+    return unflatten_dict({tuple(str(k).replace("/", ".") for k in path): value for path, value in flat.items()})
+
+
+def from_tree(template: TrainState, tree: dict[str, Any]) -> TrainState:
+    """Puts the arrays of `to_tree` back into a state shaped like `template`."""
+    named = flax.serialization.to_state_dict(template)
+    arrays = flatten_dict(tree)
+    flat = flatten_dict(named, keep_empty_nodes=True)
+    filled = {
+        path: arrays.get(tuple(str(k).replace("/", ".") for k in path), value) for path, value in flat.items()
+    }
+    return flax.serialization.from_state_dict(template, unflatten_dict(filled))
+
+
+def fingerprint(state: TrainState) -> str:
+    """SHA-256 over names, shapes, types and bytes of all arrays of the state."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten_dict(to_tree(state)).items()):
+        array = np.asarray(leaf)
+        digest.update(f"{'/'.join(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

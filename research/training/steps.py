@@ -1,0 +1,227 @@
+"""The pure functions that are compiled: one training step and one evaluation step of one model."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from research.evaluation.tta import tta_logits
+from research.training.state import Flat, TrainState, flatten, nest, zero_sums
+
+
+@dataclasses.dataclass(frozen=True)
+class StepParts:
+    """What a training step is made of.
+
+    Attributes:
+      model: Flax module, `model.apply(variables, {"image"}, train=…)` → Output.
+      loss: research.losses.registry.Loss.
+      class_weights: float32 [K] or None.
+      transformation: optax direction without the learning rate.
+      trainable: paths that receive gradients.
+      augment, normalize: input_pipeline's functions on batches.
+      batch_size, num_classes, multi_label: the global batch B, K, and the kind of targets.
+      accumulate: micro-batches per step; B must be a multiple of it.
+      ema: decay of the averaged weights, 0 = off.
+      batch_sharding: sharding of arrays `[B, …]`, or None on one device.
+    """
+
+    model: Any
+    loss: Any
+    class_weights: jax.Array | None
+    transformation: optax.GradientTransformation
+    trainable: tuple[str, ...]
+    augment: Any
+    normalize: Callable[[jax.Array], jax.Array]
+    batch_size: int
+    num_classes: int
+    multi_label: bool
+    accumulate: int = 1
+    ema: float = 0.0
+    batch_sharding: Any = None
+
+
+def prepare_batch(parts: StepParts, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+    """Cuts the transfer padding off, makes dense targets, augments and normalises.
+
+    Args:
+      batch: image uint8|uint16 `[≥B, H, W, C]`, label int32 `[≥B]` or float32 `[≥B, K]`, valid `[≥B]`.
+
+    Returns:
+      image float32 `[B, H, W, C]` normalised, target float32 `[B, K]`, valid `[B]`.
+    """
+    batch = {name: value[: parts.batch_size] for name, value in batch.items() if name in ("image", "label", "valid")}
+    if parts.batch_sharding is not None:
+        batch = jax.lax.with_sharding_constraint(batch, parts.batch_sharding)
+    target = batch.pop("label")
+    if not parts.multi_label:
+        target = jax.nn.one_hot(target, parts.num_classes, dtype=jnp.float32)
+    batch["target"] = target.astype(jnp.float32)
+    before, after = jax.random.split(key)
+    batch = parts.augment.before(before, batch)
+    batch["image"] = parts.normalize(batch["image"])
+    return parts.augment.after(after, batch)
+
+
+def _apply(parts: StepParts, params: Flat, stats: Flat, image: jax.Array, key: jax.Array):
+    """Training-mode forward pass: logits float32 [b, K] and the new running statistics."""
+    output, updates = parts.model.apply(
+        {"params": nest(params), "batch_stats": nest(stats)},
+        {"image": image},
+        train=True,
+        rngs={"dropout": key},
+        mutable=["batch_stats"],
+    )
+    return output.logits.astype(jnp.float32), flatten(updates.get("batch_stats", {})) or stats
+
+
+def batch_loss(parts: StepParts, logits: jax.Array, target: jax.Array, valid: jax.Array) -> jax.Array:
+    """The loss of (a part of) the batch; per-example losses are summed and divided by the global B, so parts add up."""
+    weights = valid.astype(jnp.float32)
+    options = {}
+    if parts.class_weights is not None:
+        if parts.multi_label:
+            options["class_weights"] = parts.class_weights
+        else:
+            weights = weights * (target @ parts.class_weights)
+    if parts.loss.per_example:
+        return jnp.sum(weights * parts.loss.fn(logits, target, **options)) / parts.batch_size
+    return parts.loss.fn(logits, target, weights, **options)
+
+
+def _whole(parts: StepParts, state: TrainState, batch, key):
+    """(loss, logits, statistics, gradients) in one forward and backward pass."""
+
+    def objective(trainable: Flat):
+        logits, stats = _apply(parts, state.params | trainable, state.batch_stats, batch["image"], key)
+        return batch_loss(parts, logits, batch["target"], batch["valid"]), (logits, stats)
+
+    trainable = {p: state.params[p] for p in parts.trainable}
+    (loss, (logits, stats)), gradients = jax.value_and_grad(objective, has_aux=True)(trainable)
+    return loss, logits, stats, gradients
+
+
+def _accumulated(parts: StepParts, state: TrainState, batch, key):
+    """As `_whole`, with the activations of one micro-batch at a time.
+
+    Exact for every loss: the loss's gradient at the logits is taken over the whole batch first, then pulled back through
+    the network micro-batch by micro-batch (gradient caching, Gao et al. 2021, arXiv:2101.06983). Per-example losses need no
+    first pass, because their gradient at the logits of a micro-batch does not depend on the others. Networks with BatchNorm
+    normalise over the micro-batch, as everywhere.
+    """
+    k = parts.accumulate
+    micro = jax.tree.map(lambda x: x.reshape(k, x.shape[0] // k, *x.shape[1:]), batch)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(k))
+    trainable = {p: state.params[p] for p in parts.trainable}
+
+    def run(params, stats, image, key):
+        return _apply(parts, state.params | params, stats, image, key)
+
+    def forward(stats, part):
+        logits, stats = run(trainable, stats, *part)
+        return stats, logits
+
+    cached = None
+    if not parts.loss.per_example:
+        _, logits = _over_parts(forward, state.batch_stats, (micro["image"], keys), k)
+        logits = logits.reshape(-1, logits.shape[-1])
+        cached = jax.grad(lambda z: batch_loss(parts, z, batch["target"], batch["valid"]))(logits)
+        cached = cached.reshape(k, -1, cached.shape[-1])
+
+    def backward(carry, part):
+        stats, gradients = carry
+        image, key, target, valid, *cotangent = part
+        logits, pull, stats = jax.vjp(lambda p: run(p, stats, image, key), trainable, has_aux=True)
+        at_logits = cotangent[0] if cotangent else jax.grad(lambda z: batch_loss(parts, z, target, valid))(logits)
+        (new,) = pull(at_logits)
+        return (stats, jax.tree.map(jnp.add, gradients, new)), logits
+
+    inputs = (micro["image"], keys, micro["target"], micro["valid"]) + ((cached,) if cached is not None else ())
+    zeros = jax.tree.map(jnp.zeros_like, trainable)
+    (stats, gradients), logits = _over_parts(backward, (state.batch_stats, zeros), inputs, k)
+    logits = logits.reshape(-1, logits.shape[-1])
+    return batch_loss(parts, logits, batch["target"], batch["valid"]), logits, stats, gradients
+
+
+def _over_parts(function, carry, inputs, k: int):
+    """`lax.scan`, unrolled on CPU, where convolutions inside loops are several times slower (jax issue 12868)."""
+    if jax.default_backend() != "cpu":
+        return jax.lax.scan(function, carry, inputs)
+    outputs = []
+    for i in range(k):
+        carry, output = function(carry, jax.tree.map(lambda x, i=i: x[i], inputs))
+        outputs.append(output)
+    return carry, jnp.stack(outputs)
+
+
+def train_metrics(parts: StepParts, loss, gradient_norm, logits, target, valid) -> dict[str, jax.Array]:
+    """Sums for the log line: loss, gradient norm, correct examples, and counts per class at probability 0.5."""
+    valid = valid.astype(jnp.float32)[:, None]
+    truth = (target > 0.5).astype(jnp.float32) * valid
+    if parts.multi_label:
+        predicted = (logits > 0).astype(jnp.float32) * valid
+    else:
+        predicted = jax.nn.one_hot(jnp.argmax(logits, -1), parts.num_classes) * valid
+    return {
+        "steps": jnp.ones(()),
+        "loss": loss,
+        "gradient_norm": gradient_norm,
+        "examples": jnp.sum(valid),
+        "correct": jnp.sum(jnp.all(predicted == truth, -1, keepdims=True) * valid),
+        "tp": jnp.sum(predicted * truth, 0),
+        "fp": jnp.sum(predicted * (1 - truth) * valid, 0),
+        "fn": jnp.sum((1 - predicted) * truth, 0),
+    }
+
+
+def train_step(parts: StepParts, state: TrainState, batch: dict[str, jax.Array], rate: jax.Array) -> TrainState:
+    """One optimiser step; a step whose loss or gradient is not finite changes nothing but the counters.
+
+    Args:
+      batch: arrays as the loader gives them, `[≥B, …]`, padding rows last.
+      rate: float32 [], learning rate.
+    """
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl="threefry2x32"), state.step)
+    augment_key, dropout_key = jax.random.split(key)
+    batch = prepare_batch(parts, batch, augment_key)
+    gradient = _whole if parts.accumulate == 1 else _accumulated
+    loss, logits, stats, gradients = gradient(parts, state, batch, dropout_key)
+    norm = optax.global_norm(gradients)
+    trainable = {p: state.params[p] for p in parts.trainable}
+    updates, opt_state = parts.transformation.update(gradients, state.opt_state, trainable)
+    params = state.params | jax.tree.map(lambda p, u: p - rate * u, trainable, updates)
+    ema = _average(parts, state, params, stats)
+    sums = train_metrics(parts, loss, norm, logits, batch["target"], batch["valid"])
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    new = state.replace(params=params, batch_stats=stats, opt_state=opt_state, ema=ema,
+                        sums=jax.tree.map(jnp.add, state.sums, sums))
+    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+    bad = 1 - finite.astype(jnp.int32)
+    return kept.replace(step=state.step + 1, skipped=state.skipped + bad, streak=bad * (state.streak + 1))
+
+
+def _average(parts: StepParts, state: TrainState, params: Flat, stats: Flat) -> dict[str, Flat]:
+    """Exponential moving average with TensorFlow's warm-up, decay min(d, (1+t)/(10+t)); running statistics included."""
+    if not state.ema:
+        return state.ema
+    step = state.step.astype(jnp.float32)
+    decay = jnp.minimum(parts.ema, (1 + step) / (10 + step))
+    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state.ema, {"params": params, "batch_stats": stats})
+
+
+def reset_sums(state: TrainState) -> TrainState:
+    """Clears the training metrics after a log line."""
+    return state.replace(sums=zero_sums(state.sums["tp"].shape[0]))
+
+
+def eval_step(model, normalize, views: str, variables: dict[str, Flat], image: jax.Array) -> jax.Array:
+    """Logits float32 `[B, K]` of images uint8|uint16 `[B, H, W, C]`, averaged over test-time views ("none", "flips", "dihedral")."""
+    nested = {name: nest(flat) for name, flat in variables.items()}
+
+    def logits(images: jax.Array) -> jax.Array:
+        return model.apply(nested, {"image": images}, train=False).logits.astype(jnp.float32)
+
+    return tta_logits(logits, normalize(image), views)
