@@ -126,7 +126,7 @@ def _check_pair(key: str, name: str, value: Any) -> None:
         raise UserError(f"{name} must be a pair (least, greatest) with {limit}, not {value!r}.")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Augment:
     """A composed augmentation; make it with `build`.
 
@@ -222,16 +222,16 @@ class Augment:
         return color.apply_jitter(image, color.draw_jitter(fraction["jitter"], **strengths), hue="hue" in strengths)
 
     def _auto(self, fraction, image, segmentation):
-        settings, operations = self.settings, []
+        settings = self.settings
         if settings["randaugment"]:
             count, magnitude = settings["randaugment"]
             operations = auto.draw_randaugment(fraction["auto"], *image.shape[1:3], count, magnitude)
         elif settings["trivialaugment"]:
-            operations = [auto.draw_trivialaugment(fraction["auto"])]
+            operations = auto.draw_trivialaugment(fraction["auto"])
+        else:
+            return image, segmentation
         how = {"interpolation": settings["interpolation"], "fill": settings["rotation_fill"]}
-        for operation in operations:
-            image, segmentation = auto.apply_operation(image, segmentation, operation, **how)
-        return image, segmentation
+        return auto.apply_operations(image, segmentation, operations, **how)
 
 
 def _valid(batch: Batch) -> jax.Array:

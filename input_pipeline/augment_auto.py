@@ -35,25 +35,25 @@ class Operation(NamedTuple):
     magnitude: jax.Array  # float32 [B], the value that torchvision hands to the operation, with its sign
 
 
-def draw_randaugment(fraction: jax.Array, height: int, width: int, count: int, magnitude) -> list[Operation]:
-    """`count` operations per example, each drawn evenly, at bin `magnitude` (0..30, may be traced).
+def draw_randaugment(fraction: jax.Array, height: int, width: int, count: int, magnitude) -> Operation:
+    """`count` operations per example, [count, B], each drawn evenly, at bin `magnitude` (0..30, may be traced).
 
     `fraction` holds uniform numbers [B, >= 2 · count].
     """
-    fraction = fraction[:, : 2 * count].reshape(-1, count, 2)
+    choice, sign = fraction[:, : 2 * count].reshape(-1, count, 2).T
     limits = (0.3, 150.0 / 331.0 * width, 150.0 / 331.0 * height, 30.0, 0.9, 4.0)
-    level = jnp.broadcast_to(jnp.asarray(magnitude, jnp.float32) / LAST_BIN, fraction.shape[:1])
-    return [_draw(fraction[:, layer, 0], fraction[:, layer, 1], level, limits) for layer in range(count)]
+    return _draw(choice, sign, jnp.broadcast_to(jnp.asarray(magnitude, jnp.float32) / LAST_BIN, choice.shape), limits)
 
 
 def draw_trivialaugment(fraction: jax.Array) -> Operation:
-    """One operation and one bin per example, drawn evenly ("Wide" ranges), from uniform numbers [B, >= 3]."""
-    level = below(fraction[:, 2], LAST_BIN + 1).astype(jnp.float32) / LAST_BIN
-    return _draw(fraction[:, 0], fraction[:, 1], level, (0.99, 32.0, 32.0, 135.0, 0.99, 6.0))
+    """One operation and one bin per example, [1, B], drawn evenly ("Wide" ranges), from uniform numbers [B, >= 3]."""
+    fraction = fraction.T[:, None]
+    level = below(fraction[2], LAST_BIN + 1).astype(jnp.float32) / LAST_BIN
+    return _draw(fraction[0], fraction[1], level, (0.99, 32.0, 32.0, 135.0, 0.99, 6.0))
 
 
 def _draw(choice: jax.Array, sign: jax.Array, level: jax.Array, limits: tuple) -> Operation:
-    """`limits`: greatest shear, x and y translation, rotation, blend strength, bits removed; `level` [B] in 0..1."""
+    """`limits`: greatest shear, x and y translation, rotation, blend strength, bits removed; `level` in 0..1."""
     shear, translate_x, translate_y, rotation, strength, bits = limits
     number = below(choice, len(OPERATIONS))
     # Reached by number: Identity; shears; translations; rotation; four blends; Posterize and Solarize; no magnitude.
@@ -94,6 +94,17 @@ def apply_operation(
         mine = (number >= NUMBER[first]) & (number <= NUMBER[last])
         result = jnp.where(mine[:, None, None, None], changed, result)
     return result, segmentation
+
+
+def apply_operations(
+    images: jax.Array, segmentation: jax.Array | None, operations: Operation, *, interpolation: str, fill: str
+) -> tuple[jax.Array, jax.Array | None]:
+    """Applies `operations` [n, B] one after the other; see `apply_operation`. A loop, so that it compiles once."""
+
+    def step(carried, operation: Operation):
+        return apply_operation(*carried, operation, interpolation=interpolation, fill=fill), None
+
+    return jax.lax.scan(step, (images, segmentation), operations)[0]
 
 
 def operation_matrix(operation: Operation, height: int, width: int) -> geometry.Matrix:

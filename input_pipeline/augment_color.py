@@ -125,19 +125,14 @@ def apply_jitter(images: jax.Array, jitter: Jitter, *, hue: bool) -> jax.Array:
     """
     order = jitter.order
     if not hue:
-        for place in range(order.shape[1]):
-            images = _apply_blend(images, order[:, place], jitter, True)
-        return images
+        return _apply_blends(images, order, jnp.ones_like(order, bool), jitter)
     if images.shape[-1] != 3:
         return apply_jitter(images, jitter._replace(order=_without_hue(order)), hue=False)
-    turn = jnp.argmax(order == HUE, axis=1)
     blends = _without_hue(order)
-    for place in range(blends.shape[1]):
-        images = _apply_blend(images, blends[:, place], jitter, place < turn)
+    before = jnp.arange(blends.shape[1])[None] < jnp.argmax(order == HUE, axis=1)[:, None]
+    images = _apply_blends(images, blends, before, jitter)
     images = adjust_hue(images, jitter.hue)
-    for place in range(blends.shape[1]):
-        images = _apply_blend(images, blends[:, place], jitter, place >= turn)
-    return images
+    return _apply_blends(images, blends, ~before, jitter)
 
 
 def _without_hue(order: jax.Array) -> jax.Array:
@@ -147,7 +142,22 @@ def _without_hue(order: jax.Array) -> jax.Array:
     return jnp.take_along_axis(order, places + (places >= turn), axis=1)
 
 
-def _apply_blend(images: jax.Array, operation: jax.Array, jitter: Jitter, active: jax.Array | bool) -> jax.Array:
+def _apply_blends(images: jax.Array, order: jax.Array, active: jax.Array, jitter: Jitter) -> jax.Array:
+    """The blends of `order` [B, n] where `active` [B, n].
+
+    A loop, not n copies: it compiles once, and what it carries is computed once, whereas XLA would fuse one place into
+    both the mean and the pixels of the next and so repeat the work behind it.
+    """
+    if order.shape[1] == 0:
+        return images
+
+    def step(images: jax.Array, place: tuple[jax.Array, jax.Array]):
+        return _apply_blend(images, *place, jitter), None
+
+    return jax.lax.scan(step, images, (order.T, active.T))[0]
+
+
+def _apply_blend(images: jax.Array, operation: jax.Array, active: jax.Array, jitter: Jitter) -> jax.Array:
     """One place of the order: brightness, contrast or saturation by example, nothing where not `active`."""
     factor = jnp.where(operation == CONTRAST, jitter.contrast, jitter.saturation)
     factor = jnp.where(operation == BRIGHTNESS, jitter.brightness, factor)

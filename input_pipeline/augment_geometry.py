@@ -224,7 +224,8 @@ def sample(images: jax.Array, y: jax.Array, x: jax.Array, *, interpolation: str,
       images: [B, H, W, C]; any dtype for "nearest", which keeps it; "bilinear" returns float32.
       y, x: float32 [B, H, W] array indices, also outside of the image.
       interpolation: "nearest" (ties to even) or "bilinear".
-      fill: "constant" (0 outside) or "reflect" (mirrored at the pixel edge: d c b a | a b c d | d c b a).
+      fill: "constant" (0 outside, as torchvision's `fill=None`) or "reflect" (mirrored at the pixel edge:
+        d c b a | a b c d | d c b a).
     """
     batch, height, width, channels = images.shape
     pixels = images.reshape(batch, height * width, channels)
@@ -237,17 +238,23 @@ def sample(images: jax.Array, y: jax.Array, x: jax.Array, *, interpolation: str,
             value = jnp.where(_inside(y, x, height, width), value, jnp.zeros((), images.dtype))
         return value.reshape(images.shape)
     low_y, low_x = jnp.floor(y), jnp.floor(x)
-    corners = []
-    for corner_y in (low_y, low_y + 1.0):
-        for corner_x in (low_x, low_x + 1.0):
-            value = _gather(pixels, corner_y, corner_x, height, width).astype(jnp.float32)
-            if fill == "constant":
-                value = jnp.where(_inside(corner_y, corner_x, height, width), value, 0.0)
-            corners.append(value)
-    part_y, part_x = (y - low_y).reshape(batch, -1, 1), (x - low_x).reshape(batch, -1, 1)
-    top = corners[0] + (corners[1] - corners[0]) * part_x
-    bottom = corners[2] + (corners[3] - corners[2]) * part_x
-    return (top + (bottom - top) * part_y).reshape(images.shape)
+    part_x = (x - low_x).reshape(batch, -1, 1)
+
+    def corner(corner_y: jax.Array, corner_x: jax.Array) -> jax.Array:
+        value = _gather(pixels, corner_y, corner_x, height, width).astype(jnp.float32)
+        if fill == "constant":
+            value = jnp.where(_inside(corner_y, corner_x, height, width), value, 0.0)
+        return value
+
+    def add_row(total: jax.Array, row: jax.Array):
+        left, right = corner(low_y + row, low_x), corner(low_y + row, low_x + 1.0)
+        weight = (1.0 - jnp.abs(y - low_y - row)).reshape(batch, -1, 1)
+        return total + weight * (left + (right - left) * part_x), None
+
+    # A loop over the upper and the lower row: XLA would fuse straight code into everything that reads the result, and
+    # gather again for each reader (on CPU, mixup after a rotation took six times as long).
+    total, _ = jax.lax.scan(add_row, jnp.zeros(pixels.shape, jnp.float32), jnp.array([0.0, 1.0], jnp.float32))
+    return total.reshape(images.shape)
 
 
 def _reflect(position: jax.Array, extent: int) -> jax.Array:

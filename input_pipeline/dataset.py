@@ -12,8 +12,8 @@ import numpy as np
 from input_pipeline.cli import UserError
 from input_pipeline.example_proto import parse_example
 from input_pipeline.records import MANIFEST, RecordSource
+from input_pipeline.splits import ROLES, UNLABELLED
 
-ROLES = ("train", "validation", "calibration", "test", "unlabelled")
 TFDS_PREFIX = "tfds:"
 
 _SPLITS = "splits.json"
@@ -43,7 +43,7 @@ class Dataset:
       fingerprint: SHA-256 over what identifies the content; a checkpoint belongs to one fingerprint.
       ids: object (str) `[N]`.
       labels: int32 `[N]` with -1 for unlabelled, or multi-hot float32 `[N, K]` with zeros for unlabelled.
-      roles: str `[N]`, each one of `ROLES`.
+      roles: str `[N]`, each one of `splits.ROLES`.
       groups: object (str) `[N]`: images that must stay on the same side of a split.
       folds: int32 `[N]`, -1 where the data set was not cut into folds.
     """
@@ -101,7 +101,7 @@ def _checked_roles(roles: Sequence[str] | np.ndarray, n: int) -> np.ndarray:
         raise ValueError(f"{n} roles are needed, not an array of shape {roles.shape}")
     strangers = sorted(set(np.unique(roles)) - set(ROLES))
     if strangers:
-        raise UserError(f"unknown role {strangers[0]!r}: the roles are {', '.join(ROLES)}.")
+        raise UserError(f"unknown role '{strangers[0]}': the roles are {', '.join(ROLES)}.")
     return roles
 
 
@@ -175,11 +175,13 @@ def image_feature(features: dict, path: pathlib.Path, key: str = "image") -> tup
     return channels, np.dtype(dtype)
 
 
-def label_array(label_lists: Sequence[Sequence[int]], num_classes: int, multi_label: bool) -> np.ndarray:
+def label_array(
+    ids: Sequence[str], label_lists: Sequence[Sequence[int]], num_classes: int, multi_label: bool
+) -> np.ndarray:
     """Labels as the loader gives them: int32 `[N]` (-1 where there is none) or multi-hot float32 `[N, K]`.
 
     Raises:
-      UserError: for a label outside the classes, or several labels where one is allowed; names the row.
+      UserError: for a label outside the classes, or several labels where one is allowed; names the example.
     """
     if multi_label:
         labels = np.zeros((len(label_lists), num_classes), np.float32)
@@ -187,11 +189,11 @@ def label_array(label_lists: Sequence[Sequence[int]], num_classes: int, multi_la
         labels = np.full(len(label_lists), -1, np.int32)
     for row, own in enumerate(label_lists):
         if not all(isinstance(label, int) and 0 <= label < num_classes for label in own):
-            raise UserError(f"example {row} has the labels {list(own)}, outside the {num_classes} classes: {_PREPARE}.")
+            raise UserError(f"example {ids[row]} has the labels {own}, outside the {num_classes} classes: {_PREPARE}.")
         if multi_label:
             labels[row, list(own)] = 1.0
         elif len(own) > 1:
-            raise UserError(f"example {row} has {len(own)} labels in a single-label data set: {_PREPARE}.")
+            raise UserError(f"example {ids[row]} has {len(own)} labels in a single-label data set: {_PREPARE}.")
         elif own:
             labels[row] = own[0]
     return labels
@@ -216,14 +218,14 @@ def _open_prepared(directory: pathlib.Path) -> Dataset:
             f"{splits_path} names {len(examples)} examples but the records hold {len(source)}: {_PREPARE}."
         )
     roles = _checked_roles(roles, len(examples))
-    labels = label_array(label_lists, len(class_names), multi_label)
-    if not multi_label and ((labels < 0) & (roles != "unlabelled")).any():
+    ids = np.array(list(examples), dtype=object)
+    labels = label_array(ids, label_lists, len(class_names), multi_label)
+    if not multi_label and ((labels < 0) & (roles != UNLABELLED)).any():
         raise UserError(f"{splits_path} has an example without a label outside the role `unlabelled`: {_PREPARE}.")
-    labels[roles == "unlabelled"] = 0 if multi_label else -1
+    labels[roles == UNLABELLED] = 0 if multi_label else -1
     features_path = directory / "features.json"
     channels, dtype = image_feature(read_json(features_path), features_path)
     content = (directory / MANIFEST).read_bytes() + splits_path.read_bytes()
-    ids = np.array(list(examples), dtype=object)
     return Dataset(
         name=name,
         directory=directory,

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from input_pipeline import cli, plotting
+from input_pipeline import cli, images, plotting
 from input_pipeline.dataset import ROLES, Dataset, open_dataset
 from input_pipeline.tabular import format_number, write_csv
 
@@ -101,19 +101,27 @@ def spread(indices: np.ndarray, most: int) -> np.ndarray:
     return indices[np.linspace(0, len(indices) - 1, most).round().astype(np.int64)]
 
 
+def _decoded(dataset: Dataset, index: int) -> tuple[images.ImageInfo, np.ndarray]:
+    """What the header says, and the image `[H, W, C]`."""
+    data = dataset.encoded(index)
+    try:
+        return images.probe(data), images.decode(data, dataset.channels)
+    except images.BadImage as error:
+        raise cli.UserError(
+            f"the image of example {dataset.ids[index]} in {dataset.directory} cannot be decoded ({error}); "
+            "prepare the data again with `python -m input_pipeline.prepare`."
+        ) from error
+
+
 def survey(dataset: Dataset, indices: Sequence[int]) -> Survey:
     """Reads and decodes the images at `indices`, one after the other (bounded memory)."""
-    from input_pipeline import images
-
     sizes: collections.Counter = collections.Counter()
     levels = 1 << (8 * np.dtype(dataset.dtype).itemsize)
     histogram = np.zeros((dataset.channels, levels), np.int64)
     means = np.zeros((len(indices), dataset.channels))
     for row, index in enumerate(cli.progress(indices, len(indices), "looking at images")):
-        data = dataset.encoded(int(index))
-        info = images.probe(data)
+        info, image = _decoded(dataset, int(index))
         sizes[(info.format, info.width, info.height, info.channels, info.bit_depth)] += 1
-        image = images.decode(data, dataset.channels)
         for channel in range(dataset.channels):
             counts = np.bincount(image[..., channel].ravel(), minlength=levels)
             histogram[channel] += counts
@@ -157,8 +165,8 @@ def write_labels(dataset: Dataset, out: pathlib.Path) -> list[str]:
         own = {role: int(values[index]) for role, values in counts.items()}
         rows.append({"index": index, "class": name, "images": sum(own.values()), **own})
     write_csv(out / "labels.csv", ["index", "class", "images", *counts], rows)
-    set_rows = [{"labels": " ".join(map(str, key)), "names": _names(dataset, key), "images": n} for key, n in sets]
-    write_csv(out / "label_sets.csv", ["labels", "names", "images"], set_rows)
+    set_rows = [{"label_set": _names(dataset, key), "labels": len(key), "images": count} for key, count in sets]
+    write_csv(out / "label_sets.csv", ["label_set", "labels", "images"], set_rows)
     shown = [(_names(dataset, key), count) for key, count in sets[:_SETS_SHOWN]] if dataset.multi_label else []
     plotting.label_distribution(
         counts, dataset.class_names, out / "label_distribution.png", shown, dataset.multi_label
@@ -197,26 +205,21 @@ def write_roles(dataset: Dataset, out: pathlib.Path) -> list[str]:
     groups = group_rows(dataset)
     write_csv(out / "groups.csv", ["group", "images", "roles", "label_sets", "members"], groups)
     total = len(set(dataset.groups))
-    grouped = sum(row["images"] for row in groups)
-    largest = groups[0]["images"] if groups else 1
-    lines.append(
-        f"groups       {total:,}, of which {len(groups):,} hold several images "
-        f"({grouped:,} images in all; the largest has {largest:,})"
-    )
+    shared = "one image each"
+    if groups:
+        members = sum(row["images"] for row in groups)
+        shared = f"of which {len(groups):,} hold several images ({members:,} images in all; "
+        shared += f"the largest has {groups[0]['images']:,})"
+    lines.append(f"groups       {total:,}, {shared}")
     crossing = sum(len(set(row["roles"].split()) - {"unlabelled"}) > 1 for row in groups)
     disagreeing = sum(row["label_sets"] > 1 for row in groups)
     if crossing:
-        lines.append(f"WARNING      {crossing:,} groups lie in several labelled roles: this split is leaky")
+        lines.append(f"WARNING      groups that lie in several labelled roles: {crossing:,}; this split is leaky")
     if disagreeing:
-        lines.append(f"note         the labels differ inside {disagreeing:,} groups (see groups.csv)")
+        lines.append(f"note         groups whose images differ in their labels: {disagreeing:,} (see groups.csv)")
     if groups:
         sizes = np.array([row["images"] for row in groups] + [1] * (total - len(groups)))
-        edges = np.unique(np.geomspace(1, sizes.max() + 1, 24).round()) - 0.5
-        heights = np.histogram(sizes, np.append(edges, sizes.max() + 1.5))[0]
-        series = {"groups": (np.append(edges, sizes.max() + 1.5), heights)}
-        plotting.histogram(
-            [("Groups of duplicates", series)], out / "duplicates.png", ["images in the group"], "groups", log=True
-        )
+        _plot_group_sizes(sizes, out / "duplicates.png")
     return lines
 
 
@@ -227,12 +230,7 @@ def write_images(dataset: Dataset, out: pathlib.Path, most: int) -> list[str]:
     keys = ("format", "width", "height", "channels", "bit_depth")
     rows = [{**dict(zip(keys, key, strict=True)), "images": count} for key, count in seen.sizes.items()]
     write_csv(out / "sizes.csv", [*keys, "images"], rows)
-    repeats = [row["images"] for row in rows]
-    panels = []
-    for side in ("width", "height"):
-        heights, edges = np.histogram(np.repeat([row[side] for row in rows], repeats), bins=24)
-        panels.append((f"Image {side}", {"images": (edges, heights)}))
-    plotting.histogram(panels, out / "sizes.png", ["width (pixels)", "height (pixels)"], "images")
+    _plot_sizes(rows, out / "sizes.png")
     statistics = intensity_rows(seen)
     write_csv(out / "intensities.csv", list(statistics[0]), statistics)
     _plot_intensities(seen, out / "intensities.png")
@@ -247,11 +245,35 @@ def write_images(dataset: Dataset, out: pathlib.Path, most: int) -> list[str]:
     ]
 
 
+def _plot_sizes(rows: list[dict[str, object]], path: pathlib.Path) -> None:
+    """Few kinds of images by name, many as histograms of width and height."""
+    repeats = [row["images"] for row in rows]
+    if len(rows) <= _SETS_SHOWN:
+        names = [f"{row['width']} × {row['height']} {row['format']}, {row['channels']} × {row['bit_depth']} bits"
+                 for row in rows]  # fmt: skip
+        plotting.bars(names, repeats, path, "images", "Sizes of images (pixels)")
+        return
+    panels = []
+    for side in ("width", "height"):
+        heights, edges = np.histogram(np.repeat([row[side] for row in rows], repeats), bins=24)
+        panels.append((f"Image {side}", {"images": (edges, heights)}))
+    plotting.histogram(panels, path, ["width (pixels)", "height (pixels)"], "images")
+
+
+def _plot_group_sizes(sizes: np.ndarray, path: pathlib.Path) -> None:
+    """How many groups have how many images; sizes over 40 need a logarithmic axis."""
+    top = int(sizes.max())
+    edges = np.arange(1, top + 2) if top <= 40 else np.unique(np.geomspace(1, top + 1, 24).round())
+    heights = np.histogram(sizes, edges - 0.5)[0]
+    panel = ("Groups of duplicates", {"groups": (edges - 0.5, heights)})
+    plotting.histogram([panel], path, ["images in the group"], "groups", log="y" if top <= 40 else "xy")
+
+
 def _plot_intensities(seen: Survey, path: pathlib.Path) -> None:
     levels = seen.histogram.shape[1]
     edges = np.linspace(0, levels, 65)
     names = channel_names(len(seen.histogram))
-    colours = {"red": plotting.COLOURS[5], "green": plotting.COLOURS[2], "blue": plotting.COLOURS[0]}
+    colours = {"red": plotting.VERMILLION, "green": plotting.GREEN, "blue": plotting.BLUE}
     pixels = {
         name: (edges, counts.reshape(64, -1).sum(axis=1) / max(counts.sum(), 1))
         for name, counts in zip(names, seen.histogram, strict=True)
@@ -289,15 +311,12 @@ def write_examples(dataset: Dataset, out: pathlib.Path) -> None:
 
 def _montage(dataset: Dataset, rows: list, path: pathlib.Path, title: str, others: bool) -> None:
     """`rows`: (name, indices to spread over the row). `others` writes an example's other labels under it."""
-    from input_pipeline import images
-
     labels = label_matrix(dataset)
     pictures, captions = [], []
     for name, indices in rows:
         chosen = spread(indices, _COLUMNS)
         for index in chosen:
-            picture = images.decode(dataset.encoded(int(index)), dataset.channels)
-            pictures.append(picture)
+            pictures.append(_decoded(dataset, int(index))[1])
             more = [dataset.class_names[k] for k in np.flatnonzero(labels[index]) if dataset.class_names[k] != name]
             text = "+ " + ", ".join(more) if others and more else ""
             caption = plotting.shorten(dataset.ids[index], 22)

@@ -1,19 +1,22 @@
 """Which files show the same photograph: byte-identical, re-encoded, or rotated, mirrored and shifted copies?
 
-Method, in four stages, none of which looks at a label:
+Method, in five stages, none of which looks at a label:
 
 1. Files with the same content hash are one group.
-2. Candidates: for one file of each hash, the nearest neighbours by standardised colour statistics (signatures.py).
+2. Candidates: for one file of each hash, the nearest neighbours by visual words and colour statistics (signatures.py).
 3. Proof: each candidate pair that is not yet connected is registered with local features and its details compared
    (`signatures.compare`). Only a proven pair connects two files; similar statistics never do. So distinct photographs
    of one scene type (two chest X-rays) stay apart, and neighbours that fail cost half a millisecond each.
-4. Repair: proven pairs say how far statistics scatter between copies of one photograph. With the metric whitened by
-   that scatter (the within-class part of Fisher's linear discriminant), the search is repeated between groups until no
-   round connects anything more.
+4. Repair: the search is repeated among the files of other groups until a round connects nothing more, because the
+   nearest neighbours of a file in a large group are all in that group already.
 
-Chaining, the danger of single linkage, is met at the proof: a connection needs dozens of features that agree on one
-transform and details that correlate after it, and two different photographs are far from both (the benchmark,
-tests/benchmarks/duplicates.py, prints how far). Files of one photograph with two labels come out as one group.
+5. Connection: pairs that overlap almost entirely connect at once. Pairs that overlap less do so best first, and only
+   while one of the two groups is small. Neighbouring fields of one slide overlap too, but no pair of their copies
+   overlaps entirely, whereas two halves of one large group would have such a pair.
+
+Chaining, the danger of single linkage, is met at the proof: a connection needs features that agree on one transform
+and details that correlate after it, and two different photographs are far from both (the benchmark,
+tests/benchmarks/duplicates.py, measures it). Files of one photograph with two labels come out as one group.
 """
 
 import collections
@@ -28,12 +31,16 @@ import numpy as np
 
 from input_pipeline.signatures import SIGNATURE, Evidence, compare, signature
 
-__all__ = ["Clusters", "cluster", "content_hash", "same_photograph", "signature"]
+__all__ = ["Clusters", "cluster", "content_hash", "signature"]
 
-NEIGHBOURS = 12  # candidates for each file in the first search
-REPAIR_NEIGHBOURS = 12  # candidates for each file among the files of other groups, in each round of repair
+NEIGHBOURS = 8  # candidates for each file in the first search
+REPAIR_NEIGHBOURS = 4  # candidates for each file among the files of other groups, in each round of repair
 REPAIR_ROUNDS = 4
+STATISTICS_WEIGHT = 0.1  # of the standardised statistics beside the unit vector of visual words
+FULL_OVERLAP = 0.85  # of the smaller valid area: two copies of one photograph, whatever the size of their groups
+SMALL_GROUP = 3  # files; a group up to this size also joins another by a pair that overlaps less
 ATTEMPTS = 4  # comparisons of one group with one other group in a search; more would repeat the answer
+NUM_WORDS = 512  # of the visual vocabulary
 BLOCK = 1024  # rows of the distance matrix held at a time
 
 
@@ -59,14 +66,6 @@ def content_hash(image: np.ndarray) -> str:
     digest = hashlib.sha256(f"{image.dtype.str}{image.shape}".encode())
     digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
-
-
-def same_photograph(evidence: Evidence) -> bool:
-    """Whether the evidence of a registration proves a common photograph (thresholds measured, see the benchmark)."""
-    return evidence.overlap >= 0.3 and (
-        (evidence.inliers >= 12 and evidence.correlation >= 0.9)
-        or (evidence.inliers >= 35 and evidence.correlation >= 0.8)
-    )
 
 
 class _Forest:
@@ -118,7 +117,7 @@ class _Search:
         self.signatures = signatures
         self.forest = _Forest(len(signatures))
         self.compared: set[tuple[int, int]] = set()
-        self.proven: list[tuple[int, int]] = []
+        self.proven: list[tuple[float, int, int]] = []
         self.workers = workers
 
     def rounds(self, index: np.ndarray, distance: np.ndarray) -> int:
@@ -142,29 +141,62 @@ class _Search:
             self._prove(sorted(pairs))
         return len(self.proven) - before
 
+    def _compare(self, pair: tuple[int, int]) -> Evidence:
+        return compare(self.signatures[pair[0]], self.signatures[pair[1]])
+
     def _prove(self, pairs: list[tuple[int, int]]) -> None:
         with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
-            evidence = pool.map(lambda p: compare(self.signatures[p[0]], self.signatures[p[1]]), pairs)
+            evidence = pool.map(self._compare, pairs)
             for pair, found in zip(pairs, evidence, strict=True):
                 self.compared.add(pair)
-                if same_photograph(found):
-                    self.proven.append(pair)
-                    self.forest.union(*pair)
+                if found.same_photograph:
+                    self.proven.append((-found.overlap, *pair))
+                    if found.overlap >= FULL_OVERLAP:
+                        self.forest.union(*pair)
+
+    def connect(self) -> np.ndarray:
+        """Joins small groups by the pairs that overlap less, best first; returns the root of each file `[N]`."""
+        sizes = collections.Counter(self.forest.roots().tolist())
+        for _, i, j in sorted(self.proven):
+            first, second = self.forest.find(i), self.forest.find(j)
+            if first != second and min(sizes[first], sizes[second]) <= SMALL_GROUP:
+                self.forest.union(first, second)
+                sizes[min(first, second)] = sizes[first] + sizes[second]
+        return self.forest.roots()
 
 
 def _standardise(statistics: np.ndarray) -> np.ndarray:
+    """Statistics `[N, D]` in units of the spread between the first and the last tenth of the images."""
     spread = np.quantile(statistics, [0.1, 0.9], axis=0)
     return statistics / np.maximum(spread[1] - spread[0], 1.0)
 
 
-def _whiten(statistics: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
-    """Statistics `[N, D]` in the metric in which copies of one photograph scatter equally in all directions."""
-    first, second = np.array(pairs).T
-    difference = statistics[first] - statistics[second]
-    scatter = difference.T @ difference / len(pairs)
-    scatter += 0.05 * np.trace(scatter) / len(scatter) * np.eye(len(scatter))
-    values, vectors = np.linalg.eigh(scatter)
-    return (statistics @ (vectors / np.sqrt(values))).astype(np.float32)
+def _words(signatures: np.ndarray, workers: int) -> np.ndarray:
+    """How often each of NUM_WORDS typical descriptors occurs: float32 `[N, NUM_WORDS]`, rows of unit length.
+
+    A bag of visual words (Sivic and Zisserman, ICCV 2003) with inverse document frequency and square-root counts. The
+    descriptors of the image and of its mirror image are counted together, so that a mirrored copy has the same bag.
+    """
+    holders = np.flatnonzero(signatures["count"] > 0)
+    bags = np.zeros((len(signatures), NUM_WORDS), np.float32)
+    if not len(holders):
+        return bags
+    # The vocabulary is a sample of the descriptors themselves, spread evenly over images and over feature ranks.
+    chosen = holders[np.linspace(0, len(holders) - 1, NUM_WORDS).astype(np.int64)]
+    rank = (np.arange(NUM_WORDS) * 7919) % signatures["count"][chosen]
+    vocabulary = signatures["descriptors"][chosen, rank]
+
+    def count_words(i: int) -> None:
+        count = int(signatures["count"][i])
+        both = np.concatenate([signatures["descriptors"][i, :count], signatures["mirrored"][i, :count]])
+        _, nearest = cv2.batchDistance(both, vocabulary, cv2.CV_32S, normType=cv2.NORM_HAMMING, K=1)
+        bags[i] = np.bincount(nearest[:, 0], minlength=NUM_WORDS)
+
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        list(pool.map(count_words, holders))
+    frequency = (bags > 0).sum(0) / len(signatures)
+    bags = np.sqrt(bags) * np.log(1.0 / np.maximum(frequency, 1.0 / len(signatures))).astype(np.float32)
+    return bags / np.maximum(np.linalg.norm(bags, axis=1, keepdims=True), 1e-6)
 
 
 def _near(signatures: np.ndarray, workers: int) -> tuple[np.ndarray, int]:
@@ -172,15 +204,13 @@ def _near(signatures: np.ndarray, workers: int) -> tuple[np.ndarray, int]:
     search = _Search(signatures, workers)
     if len(signatures) < 2:
         return search.forest.roots(), 0
-    vectors = _standardise(signatures["statistics"].astype(np.float64)).astype(np.float32)
+    statistics = STATISTICS_WEIGHT * _standardise(signatures["statistics"])
+    vectors = np.concatenate([statistics, _words(signatures, workers)], axis=1)
     search.rounds(*_neighbours(vectors, NEIGHBOURS))
     for _ in range(REPAIR_ROUNDS):
-        metric = vectors
-        if len(search.proven) >= 2 * vectors.shape[1]:
-            metric = _whiten(vectors.astype(np.float64), search.proven)
-        if not search.rounds(*_neighbours(metric, REPAIR_NEIGHBOURS, search.forest.roots())):
+        if not search.rounds(*_neighbours(vectors, REPAIR_NEIGHBOURS, search.forest.roots())):
             break
-    return search.forest.roots(), len(search.compared)
+    return search.connect(), len(search.compared)
 
 
 def cluster(
@@ -205,7 +235,6 @@ def cluster(
     n = len(ids)
     if len(set(ids)) != n or len(content_hashes) != n or (signatures is not None and len(signatures) != n):
         raise ValueError("cluster needs unique ids and as many hashes and signatures as ids")
-    cv2.setNumThreads(1)
     order = sorted(range(n), key=lambda i: ids[i])
     first: dict[str, int] = {}
     for i in order:
@@ -216,7 +245,7 @@ def cluster(
     if signatures is not None:
         stacked = np.stack([signatures[i] for i in representatives]) if n else np.zeros(0, SIGNATURE)
         roots, comparisons = _near(stacked, workers or os.cpu_count() or 1)
-    names = {content_hashes[i]: content_hashes[representatives[root]][:16] for i, root in zip(representatives, roots)}
+    names = {content_hashes[i]: content_hashes[representatives[root]][:16] for i, root in zip(representatives, roots, strict=True)}
     groups = [names[key] for key in content_hashes]
     sizes = np.unique(groups, return_counts=True)[1] if n else np.zeros(1, int)
     statistics = {

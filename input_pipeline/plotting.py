@@ -9,6 +9,7 @@ in threads. Equal input gives equal PNG bytes (for one Matplotlib version).
 import contextlib
 import io
 import os
+import pathlib
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -18,7 +19,8 @@ from input_pipeline import cli
 
 DPI = 160
 # Okabe-Ito, ordered so that neighbours also differ in lightness; yellow is left out (too faint on white).
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#444444")
+BLUE, ORANGE, GREEN, SKY, VERMILLION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7"
+COLOURS = (BLUE, ORANGE, GREEN, SKY, VERMILLION, PURPLE, "#444444")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
 GREY = "#6B6B6B"
@@ -62,6 +64,8 @@ _STYLE = {
 def figure(path: str | os.PathLike, width: float = 7.0, height: float = 4.0) -> Iterator:
     """A Matplotlib figure of `width` x `height` inches in the house style, saved to `path` (PNG) at the end.
 
+    The folder of `path` is created.
+
     Yields a `matplotlib.figure.Figure` with constrained layout. Nothing is written if the body raises.
     """
     import matplotlib
@@ -74,6 +78,7 @@ def figure(path: str | os.PathLike, width: float = 7.0, height: float = 4.0) -> 
         yield canvas
         buffer = io.BytesIO()
         canvas.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     cli.atomic_write(path, buffer.getvalue())
 
 
@@ -87,7 +92,7 @@ def shorten(name: str, width: int = 26) -> str:
     """A name on one line of at most `width` characters; its end stays, since numbered names differ there."""
     name = " ".join(str(name).split())
     tail = width // 3
-    return name if len(name) <= width else f"{name[: width - 1 - tail].rstrip()}…{name[-tail:].lstrip()}"
+    return name if len(name) <= width else f"{name[: width - 1 - tail].rstrip(' ,.;')}…{name[-tail:].lstrip(' ,.;')}"
 
 
 def log_scale(axis) -> None:
@@ -171,10 +176,19 @@ def label_distribution(
             canvas.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
         if label_sets:
             values = np.array([count for _, count in label_sets])
-            axes[1].barh(np.arange(len(values)), values, height=0.72, color=COLOURS[0])
+            axes[1].barh(np.arange(len(values)), values, height=0.72, color=BLUE)
             _finish_count_axis(axes[1], values, [shorten(name, 40) for name, _ in label_sets])
             axes[1].set_xlabel("images with exactly these labels")
             axes[1].set_title(f"Most frequent label sets (first {len(values)})")
+
+
+def bars(names: Sequence[str], counts: Sequence[int], path: str | os.PathLike, xlabel: str, title: str) -> None:
+    """Counts as horizontal bars, one per name, the first on top."""
+    with figure(path, 7.0, barh_height(len(names))) as canvas:
+        axes = canvas.subplots()
+        axes.barh(np.arange(len(names)), counts, height=0.72, color=BLUE)
+        _finish_count_axis(axes, np.asarray(counts), [shorten(name, 40) for name in names])
+        axes.set(xlabel=xlabel, title=title)
 
 
 def _finish_count_axis(axes, totals: np.ndarray, names: Sequence[str]) -> None:
@@ -312,7 +326,7 @@ def histogram(
     path: str | os.PathLike,
     xlabels: Sequence[str],
     ylabel: str,
-    log: bool = False,
+    log: str = "",
     colours: Mapping[str, str] | None = None,
 ) -> None:
     """Histograms beside each other, as outlines (which stay apart in grey by their dashes).
@@ -322,7 +336,7 @@ def histogram(
         path: the PNG to write.
         xlabels: one per panel, with its unit.
         ylabel: what the heights are.
-        log: both axes logarithmic, for counts over many orders of magnitude.
+        log: the logarithmic axes, "", "y" or "xy", for counts over orders of magnitude.
         colours: series -> colour, where a series has a colour of its own.
     """
     with figure(path, 4.0 * len(panels) + 0.6, 3.1) as canvas:
@@ -335,11 +349,10 @@ def histogram(
                             linestyle=DASHES[index % len(DASHES)], alpha=0.85 if alone else 1.0)  # fmt: skip
             axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
             axes.margins(x=0.02)
-            if log:
+            if "x" in log:
                 log_scale(axes.xaxis)
+            if "y" in log:
                 log_scale(axes.yaxis)
-                axes.set_ylim(bottom=0.7)
-            else:
-                axes.set_ylim(bottom=0)
+            axes.set_ylim(bottom=0.7 if "y" in log else 0)
             if len(series) > 1:
                 axes.legend()

@@ -106,7 +106,7 @@ class RawSource(abc.ABC):
             raise Unreadable(f"cannot be read: {error.strerror or error}") from error
 
     def digest(self) -> str:
-        """SHA-256 over all names and sizes: tells whether it is the same listing, not whether it is the same content."""
+        """SHA-256 over all names and sizes: whether it is the same listing, not whether it is the same content."""
         digest = hashlib.sha256()
         for name, size in self._sizes.items():
             digest.update(f"{name}\0{size}\n".encode())

@@ -29,10 +29,10 @@ VERSION = 1
 HPA_ID_COUNT = 31_072  # ids are row numbers of the 31,072-row HPA-2018 table
 HPA_NUM_TRAIN = 3_000  # the course has 15,389
 HPA_NUM_TEST = 300  # the course has 3,847
-# Label sets (one digit a label) and how many of 15,389 train images carry them. The course's own counts of each
-# label and of labels an image, its 122 sets and its 12 singletons are met exactly. Which labels go together is
-# modelled, not copied: the table is the integer one closest to the proportions in the public HPA-2018 label table
-# (31,072 rows) reduced to the ten labels.
+# Label sets (one digit a label) and how many of 15,389 train images carry them. The course's own counts of
+# each label and of labels an image, its 122 sets and its 12 singletons are met exactly. Which labels go
+# together is modelled: the table is the integer one closest to the proportions in the public HPA-2018 label
+# table (31,072 rows) reduced to the ten labels.
 HPA_LABEL_SETS = """
 4:2259 46:1389 6:1271 0:970 7:771 3:689 24:652 1:645 9:640 2:579 47:490 34:402 5:397 04:350 8:317 14:310
 67:291 48:253 45:230 26:212 16:202 246:160 69:159 467:109 36:104 346:87 68:85 146:81 56:78 02:77 06:58
@@ -58,17 +58,17 @@ def hpa_label_sets() -> tuple[tuple[int, ...], ...]:
 def hpa_assignment(num_train: int, num_test: int, seed: int) -> tuple[dict[int, tuple[int, ...]], ...]:
     """Chooses the images of the train and test sets: two dicts id -> labels (ascending), ids in file order.
 
-    Ids are a random part of 0..31071. Label sets are dealt from a shuffled deck of the course's 15,389, so 15,389
-    train images have the course's label counts exactly, and fewer have them up to the luck of the draw. An id keeps
-    its labels, and image number i of a set keeps its id, whatever the sizes of the two sets.
+    Ids are a random part of 0..31071. Label sets are dealt from a shuffled deck of the course's 15,389:
+    that many train images have the course's label counts exactly, fewer have them up to the luck of the draw.
+    An id keeps its labels, and image number i of a set keeps its id, whatever the sizes of the two sets.
 
     Raises:
       UserError: if a number is out of range.
     """
     if num_train < 1 or num_test < 0 or num_train + num_test > HPA_ID_COUNT:
         raise UserError(
-            f"{num_train} train and {num_test} test images cannot be simulated; ask for at least 1 train image, "
-            f"no negative number and at most {HPA_ID_COUNT} in all."
+            f"{num_train} train and {num_test} test images cannot be simulated; ask for at least 1 train "
+            f"image, no negative number and at most {HPA_ID_COUNT} in all."
         )
     if seed < 0:
         raise UserError(f"The seed {seed} is negative; choose 0 or more.")
@@ -126,8 +126,8 @@ def _csv(rows: Iterable[tuple[int, str]]) -> str:
 
 def _marker(num_train: int, num_test: int, size: int, seed: int) -> str:
     return (
-        "The images in this folder are simulated; no microscope has seen them. Train and evaluate with them to "
-        "try the code, never to learn about cells.\n"
+        "The images in this folder are simulated; no microscope has seen them. Train and evaluate with them "
+        "to try the code, never to learn about cells.\n"
         f"study=hpa train={num_train} test={num_test} size={size} seed={seed} version={VERSION}\n"
     )
 
@@ -147,9 +147,9 @@ def hpa(
     """Writes simulated raw files of the HPA organelle study, in the layout of the course's download.
 
     `train/train/<id>.png`, `test/test/<id>.png` (RGB: red = microtubules, green = protein, blue = nucleus),
-    `train.csv` (`Image,Label`, labels 0..9 separated by spaces), `submission.csv` (dummy label 0), `SIMULATED.txt`.
-    The same numbers and seed give the same bytes with the same numpy and OpenCV, whatever `workers` is. The folder
-    appears when it is complete; one that already holds this very simulation is left as it is.
+    `train.csv` (`Image,Label`, labels 0..9 separated by spaces), `submission.csv` (dummy label 0) and
+    `SIMULATED.txt`. The same numbers and seed give the same bytes with the same numpy and OpenCV, whatever
+    `workers` is. The folder appears when it is complete; one that already holds this very simulation is kept.
 
     Args:
       out_dir: the folder to write; absent, empty, or holding the same simulation.

@@ -1,8 +1,8 @@
 """What does a fluorescence micrograph of cells look like when its protein sits in given organelles?
 
-Every organelle has a pattern drawn on the cells of a field of view; the protein channel is the sum of the patterns
-of an image's labels. This is no model of biology: it has the right objects at the right places, so that a network
-must look at shape and place to name the organelle.
+Every organelle has a pattern drawn on the cells of a field of view; the protein channel is the sum of the
+patterns of an image's labels. This is no model of biology: it has the right objects at the right places, so
+that a network must look at shape and place to name the organelle.
 
 The protein channel is finally rank-mapped to a reference histogram drawn without looking at the labels (exact
 histogram specification: Coltuc, Bolon and Chassery, IEEE TIP 2006): its own histogram tells nothing about the
@@ -101,7 +101,7 @@ def cytosol(rng: np.random.Generator, field: Field) -> np.ndarray:
 
 
 def plasma_membrane(rng: np.random.Generator, field: Field) -> np.ndarray:
-    """The outline of each cell, of uneven brightness, with ruffles."""
+    """The outline of each cell, of uneven brightness."""
     width = rng.uniform(0.8, 1.3) * field.scale
     rim = np.exp(-0.5 * ((field.edge - field.scale) / width) ** 2)
     uneven = 0.75 + 0.45 * texture(rng, len(field.owner), 9 * field.scale)
@@ -141,7 +141,7 @@ PATTERNS: tuple[Callable[[np.random.Generator, Field], np.ndarray], ...] = (
 
 
 def microtubules(rng: np.random.Generator, field: Field) -> np.ndarray:
-    """Filaments `[S, S]` from the centrosome to the outline, fainter above and below the nucleus; about 0..1."""
+    """Filaments `[S, S]` from centrosome to outline, fainter above and below the nucleus; about 0..1."""
     cell = repeat_cells(rng, field, 40, 60)
     heading = rng.uniform(0, 2 * np.pi, len(cell))
     stride = 0.9 * field.scale
@@ -166,8 +166,8 @@ def protein(labels: Sequence[int], rng: np.random.Generator, field: Field) -> np
     for label in labels:
         pattern = PATTERNS[label](rng, field).astype(np.float32).clip(0)
         # Half of the bright part of a pattern reaches 1, whether it covers half a cell or three pixels of it.
-        peak = np.sort(pattern[pattern > 0.2 * pattern.max()])
-        image = image + pattern / (peak[len(peak) // 2] + 1e-6) * rng.uniform(0.55, 1.0)
+        peak = np.median(pattern[pattern >= 0.2 * pattern.max()])
+        image = image + pattern / (peak + 1e-6) * rng.uniform(0.55, 1.0)
     # Light from out of focus, and unspecific staining which thickens towards the middle of a cell.
     image = image + rng.uniform(0.06, 0.16) * blur(image, 5 * field.scale)
     height = np.sqrt(np.clip(field.edge / field.reach.astype(np.float32)[field.owner], 0, 0.6) / 0.6)
@@ -177,7 +177,7 @@ def protein(labels: Sequence[int], rng: np.random.Generator, field: Field) -> np
 
 
 def _camera(rng: np.random.Generator, image: np.ndarray, noise: float) -> np.ndarray:
-    """Adds stray light and photon and read-out noise to `image [S, S]`."""
+    """Adds photon and read-out noise to `image [S, S]`."""
     # The variance of photon counts is their mean; that of the read-out is constant.
     return image + noise * np.sqrt(image.clip(0) + 0.06) * rng.standard_normal(image.shape, np.float32)
 
@@ -189,7 +189,7 @@ def _expose(rng: np.random.Generator, image: np.ndarray, low: float, high: float
 
 
 def _specify_histogram(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Replaces the k-th smallest value of `image [S, S]` by that of a random reference which knows no label."""
+    """Replaces the k-th smallest value of `image [S, S]` by that of a random, label-blind reference."""
     steepness, floor, ceiling = rng.uniform(3.5, 8), rng.uniform(0, 14), rng.uniform(130, 255)
     quantile = np.linspace(0, 1, image.size, dtype=np.float32)
     reference = floor + (ceiling - floor) * np.expm1(steepness * quantile) / np.expm1(steepness)

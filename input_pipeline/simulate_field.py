@@ -1,7 +1,7 @@
 """Where do the cells of a simulated field of view lie, and with which strokes is something drawn onto them?
 
-Cells lie on a jittered lattice and meet where their elliptic distances are equal (an anisotropic Voronoi diagram
-with bent borders); each gets a nucleus, two to four nucleoli and a centrosome beside the nucleus.
+Cells lie on a jittered lattice and meet where their elliptic distances are equal (an anisotropic Voronoi
+diagram with bent borders); each gets a nucleus, two to four nucleoli and a centrosome beside the nucleus.
 
 Lengths are in pixels, positions are (x, y); sizes are stated for an image of 128 pixels and scale with it.
 """
@@ -33,24 +33,21 @@ class Field(NamedTuple):
 
 
 def directions(angle: np.ndarray) -> np.ndarray:
+    """Unit vectors `[..., 2]` at `angle [...]` radians."""
     return np.stack([np.cos(angle), np.sin(angle)], -1)
 
 
 def texture(rng: np.random.Generator, size: int, grain: float) -> np.ndarray:
     """Smooth noise `[S, S]` of zero mean and about unit variance whose blobs are `grain` pixels wide."""
     coarse = max(4, round(size / grain) + 3)
-    noise = cv2.resize(
-        rng.standard_normal((coarse, coarse), np.float32),
-        None,
-        fx=grain,
-        fy=grain,
-        interpolation=cv2.INTER_CUBIC,
-    )
+    noise = rng.standard_normal((coarse, coarse), np.float32)
+    noise = cv2.resize(noise, None, fx=grain, fy=grain, interpolation=cv2.INTER_CUBIC)
     offset = (min(noise.shape) - size) // 2
     return noise[offset : offset + size, offset : offset + size]
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Convolves `image [S, S]` with a Gaussian of `sigma` pixels."""
     return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
 
 
@@ -77,7 +74,7 @@ def lookup(image: np.ndarray, points: np.ndarray) -> np.ndarray:
 def walk(
     rng: np.random.Generator, start: np.ndarray, heading: np.ndarray, steps: int, stride: float, bend: float
 ) -> np.ndarray:
-    """Curved threads `[T, steps, 2]` from `start [T, 2]` along `heading [T]`, turning ~`bend` radians a step."""
+    """Threads `[T, steps, 2]` from `start [T, 2]` along `heading [T]` that turn by ~`bend` radians a step."""
     angle = rng.standard_normal((len(start), steps), np.float32) * np.float32(bend)
     angle[:, 0] += heading
     path = np.float32(stride) * directions(np.cumsum(angle, 1))
@@ -95,9 +92,10 @@ def _place_cells(rng: np.random.Generator, size: int, spacing: float) -> np.ndar
     points = lattice @ np.array([[cosine, sine], [-sine, cosine]]) + size / 2
     points = points + rng.normal(0, 0.13 * spacing, points.shape)
     near = ((points > -0.7 * spacing) & (points < size + 0.7 * spacing)).all(1)
-    points = points[near & (rng.random(len(points)) > rng.uniform(0.02, 0.25))]
-    # At least one cell in the middle: an image without cells would show no label.
-    return points if len(points) >= 3 else np.vstack([points, rng.uniform(0.3, 0.7, (3, 2)) * size])
+    # The middle is never vacant: an image without a whole cell would not show its labels.
+    middle = (np.abs(points / size - 0.5) < 0.25).all(1)
+    points = points[near & (middle | (rng.random(len(points)) > rng.uniform(0.02, 0.25)))]
+    return points if middle.any() else np.vstack([points, [[size / 2, size / 2]]])
 
 
 def _depth(
@@ -105,8 +103,8 @@ def _depth(
 ) -> np.ndarray:
     """|A^-1 (p - c)|^2 at p = (x, y) for the ellipses numbered `which`: below 1 within the ellipse.
 
-    The centres c are `points [n, 2]`, the half axes A `axes [n, 2, 2]`. Written out, for a matrix product would wake
-    the threads of the linear algebra library in each worker process.
+    The centres c are `points [n, 2]`, the half axes A `axes [n, 2, 2]`. Written out, for a matrix product
+    would wake the threads of the linear algebra library in each worker process.
     """
     inverse = np.linalg.inv(axes)
     a, b = inverse[:, 0].T.astype(np.float32)
@@ -145,11 +143,8 @@ def lay_out(rng: np.random.Generator, size: int) -> Field:
     nearest = np.sqrt(distance[owner, pixels])
     distance[owner, pixels] = np.inf
     second = np.sqrt(distance.min(0))
-    edge = (
-        (np.minimum(1 - nearest, (second - nearest) / 2) * reach[owner])
-        .reshape(size, size)
-        .astype(np.float32)
-    )
+    edge = np.minimum(1 - nearest, (second - nearest) / 2) * reach.astype(np.float32)[owner]
+    edge = edge.reshape(size, size)
 
     visible = np.bincount(owner, minlength=len(points)) > 0
     owner = (np.cumsum(visible) - 1)[owner].reshape(size, size)
@@ -185,6 +180,29 @@ def _lay_out_nuclei(
     side = directions(rng.uniform(0, 2 * np.pi, count)) * rng.uniform(1.1, 1.25, count)[:, None]
     centrosome = centre + np.einsum("nij,nj->ni", axes, side)
 
+    nucleolus = _place_nucleoli(rng, radius, centre, axes)
+    return Field(
+        scale,
+        owner,
+        inside,
+        edge,
+        nucleus,
+        depth,
+        _discs(rng, nucleolus, size) * nucleus,
+        reach,
+        centre,
+        axes,
+        centrosome,
+        nucleolus,
+        np.exp(rng.normal(0, 0.3, count)),
+    )
+
+
+def _place_nucleoli(
+    rng: np.random.Generator, radius: np.ndarray, centre: np.ndarray, axes: np.ndarray
+) -> np.ndarray:
+    """Two to four nucleoli (x, y, radius) `[m, 3]` spread around the middle of each of n nuclei."""
+    count = len(radius)
     number = rng.integers(2, 5, count)
     cell = np.repeat(np.arange(count), number)
     rank = np.arange(len(cell)) - np.repeat(np.cumsum(number) - number, number)
@@ -193,25 +211,12 @@ def _lay_out_nuclei(
     place = directions(angle) * rng.uniform(0.34, 0.58, len(cell))[:, None]
     position = centre[cell] + np.einsum("nij,nj->ni", axes[cell], place)
     blob = radius[cell] * rng.uniform(0.17, 0.28, len(cell))
-    return Field(
-        scale,
-        owner,
-        inside,
-        edge,
-        nucleus,
-        depth,
-        _discs(rng, position, blob, size) * nucleus,
-        reach,
-        centre,
-        axes,
-        centrosome,
-        np.column_stack([position, blob]),
-        np.exp(rng.normal(0, 0.3, count)),
-    )
+    return np.column_stack([position, blob])
 
 
-def _discs(rng: np.random.Generator, position: np.ndarray, radius: np.ndarray, size: int) -> np.ndarray:
-    """Soft, slightly oval discs `[S, S]` in 0..1 at `position [M, 2]`."""
+def _discs(rng: np.random.Generator, discs: np.ndarray, size: int) -> np.ndarray:
+    """Soft, slightly oval `discs [m, 3]` (x, y, radius) drawn as `[S, S]` in 0..1."""
+    position, radius = discs[:, :2], discs[:, 2]
     canvas = np.zeros((size, size), np.uint8)
     oval = np.exp(rng.normal(0, 0.16, len(radius)))
     half = np.stack([radius * oval, radius / oval], 1)
@@ -243,4 +248,5 @@ def draw_threads(field: Field, path: np.ndarray, cell: np.ndarray) -> np.ndarray
 
 
 def expression(field: Field) -> np.ndarray:
+    """How much protein the cell at each pixel expresses, `[S, S]`."""
     return field.gain.astype(np.float32)[field.owner]

@@ -20,6 +20,7 @@ from input_pipeline.cli import UserError, progress
 from input_pipeline.dataset import Dataset, image_feature, label_array, read_json
 from input_pipeline.example_proto import parse_example
 from input_pipeline.image_headers import MAX_PIXELS, BadImage, probe
+from input_pipeline.splits import UNLABELLED, assign_roles
 
 SPLIT_ROLES = {
     "train": "train",
@@ -212,16 +213,13 @@ def _roles(
     splits: list[str], sizes: list[int], label_lists: list[list[int]], groups: list[str], multi_label: bool
 ) -> np.ndarray:
     """The TFDS splits as roles; those that are missing are carved out of train, by group."""
-    from input_pipeline.splits import assign_roles
-
     roles = np.repeat([SPLIT_ROLES[split] for split in splits], sizes)
     if not multi_label:
         # ImageNet and others ship test splits whose labels are hidden.
-        roles[[not labels for labels in label_lists]] = "unlabelled"
-    missing = {role: fraction for role, fraction in _FRACTIONS.items() if role not in roles}
-    fixed = [None if role == "train" and missing else str(role) for role in roles]
+        roles[[not labels for labels in label_lists]] = UNLABELLED
+    fixed = [None if role == "train" else str(role) for role in roles]
     return np.array(
-        assign_roles(label_lists, groups, fixed, fractions=missing, seed=CARVE_SEED, multi_label=multi_label)
+        assign_roles(label_lists, groups, fixed, fractions=_FRACTIONS, seed=CARVE_SEED, multi_label=multi_label)
     )
 
 
@@ -249,9 +247,9 @@ def open_tfds(spec: str) -> Dataset:
     label_lists, hashes = _scan(store, label_key)
     sizes = store.sizes
     roles = _roles(splits, sizes, label_lists, hashes, multi_label)
-    labels = label_array(label_lists, len(class_names), multi_label)
-    labels[roles == "unlabelled"] = 0 if multi_label else -1
     ids = [f"{split}/{record}" for split, size in zip(splits, sizes, strict=True) for record in range(size)]
+    labels = label_array(ids, label_lists, len(class_names), multi_label)
+    labels[roles == UNLABELLED] = 0 if multi_label else -1
     identity = [info["name"], info.get("version"), class_names, label_lists, hashes, roles.tolist()]
     return Dataset(
         name=str(info["name"]),

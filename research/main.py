@@ -32,6 +32,8 @@ def parse(argv: list[str]) -> None:
         sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
+        if _CONFIG.value is not None:
+            _ = _CONFIG.value.study  # a file that is missing or broken is reported at the first use only
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
         raise cli.UserError(_sentence(error)) from error
     if len(rest) > 1:
@@ -43,6 +45,8 @@ def parse(argv: list[str]) -> None:
 def _sentence(error: Exception) -> str:
     """What ml_collections and absl say, without their tracebacks and quoting."""
     text = " ".join(str(error.args[0] if error.args else error).split())
+    if "Failed loading config file" in text:
+        return f"the config file {flags.FLAGS['config'].config_filename} cannot be read; for example configs/hpa.py."
     if "Traceback" in text:  # the config file itself raised; the last line says what
         text = text.rpartition("Error: ")[2]
     if isinstance(error, KeyError | AttributeError):

@@ -7,7 +7,6 @@ import time
 
 import jax
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from input_pipeline import normalize, splits
@@ -37,7 +36,6 @@ def run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool = False) -> i
     """
     validate(config)
     _check_devices(allow_cpu)
-    logging.set_verbosity(logging.INFO)
     stop = StopSignal()
     stop.install()
     dataset = open_data(config, workdir)
@@ -168,7 +166,7 @@ def with_roles(config: ConfigDict, dataset: Dataset, fold: int | None) -> Datase
     from the rest by group.
     """
     if config.data.split == "study":
-        return dataset.with_roles(splits.study_split(config.study, dataset.labels, dataset.roles, dataset.multi_label))
+        return dataset.with_roles(splits.study_split(config.study, dataset.roles).roles)
     if fold is None:
         return dataset
     labelled = np.isin(dataset.roles, ("train", "validation", "calibration", "test"))
@@ -204,6 +202,8 @@ def announce(config: ConfigDict, dataset: Dataset, trials: list[build.Trial], wo
         print("SIMULATED DATA: the images are drawn by a program; no figure of this run says anything about real cells.")
     if config.demonstration:
         print(f"Demonstration: {config.demonstration}")
+    if any("freeze" in phase for phase in config.phases) and not config.model.weights:
+        print("Nothing is frozen, because no pretrained weights are given.")
     if config.data.split == "study":
         print("LEAKY SPLIT: copies of one photograph stand on both sides; the figures are too good.")
 
@@ -269,31 +269,31 @@ def run_trial(trial: build.Trial, workdir: pathlib.Path, mesh, stop: StopSignal,
     start = time.monotonic()
     training = Training(trial, workdir, mesh, stop)
     training.run()
-    variables, step, digest = training.best_variables()
-    predictor = Predictor(trial, mesh, stop, views=trial.config.evaluation.tta, images=trial.images)
+    best = training.best()
+    predictor = Predictor(trial, mesh, stop, views=trial.config.evaluation.tta)
     metrics = {}
     dataset = trial.dataset
     for role in ROLES:
         indices = dataset.indices(role)
         if not len(indices):
             continue
-        logits = predictor(variables, indices)
+        logits = predictor(best.variables, indices)
         predictions.write(
             workdir / "predictions" / f"{trial.name}_{role}.csv",
             [dataset.ids[i] for i in indices],
             [dataset.groups[i] for i in indices],
-            None if role == "unlabelled" else dataset.labels[indices],
+            dataset.labels[indices],
             logits,
             dataset.class_names,
         )
         if role in ("validation", "test"):
             metrics[role] = validation_metrics(build.build_loss(trial), logits, dataset.labels[indices], dataset.multi_label)
-    parameters = count_parameters(variables["params"])
-    total = sum(leaf.nbytes for tree in variables.values() for leaf in tree.values())
+    parameters = count_parameters(best.variables["params"])
+    total = sum(leaf.nbytes for tree in best.variables.values() for leaf in tree.values())
     _write_hparams(trial, workdir, metrics)
-    ledger.update(trial.name, status="finished", parameters=parameters, bytes=int(total), best_step=step,
-                  steps=training.total_steps, state_sha256=digest, metrics=metrics)
-    logging.info("Trial %s took %.0f s here.", trial.name, time.monotonic() - start)
+    ledger.update(trial.name, status="finished", parameters=parameters, bytes=int(total), best_step=best.step,
+                  steps=best.last_step, state_sha256=best.state_sha256, metrics=metrics)
+    print(f"Trial {trial.name} took {time.monotonic() - start:.0f} s here.", flush=True)
 
 
 def _write_hparams(trial: build.Trial, workdir: pathlib.Path, metrics: dict) -> None:

@@ -101,14 +101,15 @@ def scan(source: RawSource, options: dict[str, str]) -> Manifest:
         del chosen[""]
 
     base = posixpath.commonpath([posixpath.dirname(h) if part else h for part, h in chosen.items()])
+    cut = len(base) + 1 if base else 0
     examples, counts = [], {}
     for part, holder in sorted(chosen.items()):
         role = {"": None, "train": None, "test_simple": "test"}.get(part, part)
-        counts[posixpath.relpath(holder or ".", base or ".")] = {
+        counts[holder[cut:] or "."] = {
             CLASS_NAMES[label]: len(names) for label, names in sorted(holders[holder].items())
         }
         for label, names in holders[holder].items():
-            examples += [RawExample(posixpath.relpath(name, base or "."), (name,), (label,), role) for name in names]
+            examples += [RawExample(name[cut:], (name,), (label,), role) for name in names]
     examples.sort(key=lambda example: example.id)
     used = {path for example in examples for path in example.paths}
     folders = tuple(f"{holder}/" if holder else "" for holder in chosen.values())

@@ -63,6 +63,19 @@ def _columns(cells: Sequence[str], name: str) -> list[str]:
     return columns
 
 
+def _delimiter(text: str, name: str, wanted: Sequence[str]) -> str:
+    """The delimiter under which the header has the wanted (plain) columns."""
+    for delimiter in _DELIMITERS:
+        try:
+            first = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+        except csv.Error:
+            continue
+        if set(wanted) <= {plain(cell) for cell in first}:
+            return delimiter
+    found = printable(text.split("\n", 1)[0].strip(), 80)
+    raise UserError(f"{name}, line 1: the header must name the columns {', '.join(wanted)}, not {found!r}.")
+
+
 def read_rows(source: RawSource, name: str, wanted: Sequence[str]) -> list[Row]:
     """The rows of a CSV as dicts from plain column name to stripped cell; empty lines are left out.
 
@@ -77,18 +90,11 @@ def read_rows(source: RawSource, name: str, wanted: Sequence[str]) -> list[Row]:
     """
     text = _text(source, name)
     wanted = [plain(column) for column in wanted]
-    for delimiter in _DELIMITERS:
-        first = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
-        if set(wanted) <= {plain(cell) for cell in first}:
-            break
-    else:
-        found = printable(text.split("\n", 1)[0].strip(), 80)
-        missing = ", ".join(column for column in wanted)
-        raise UserError(f"{name}, line 1: the header must name the columns {missing}, not {found!r}.")
+    delimiter = _delimiter(text, name, wanted)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    columns = _columns(next(reader), name)
     rows = []
     try:
+        columns = _columns(next(reader), name)
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue

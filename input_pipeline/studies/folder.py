@@ -7,8 +7,9 @@ Images may lie deeper below a class folder. Roles that the folders do not provid
 lie directly in `test/`, and everything in `unlabelled/`, are unlabelled: predicted, never scored. Class names are
 sorted (as numbers if all of them are whole numbers), and the order is stored with the dataset.
 
-Option `group=REGEX`: what the regular expression finds in an id (its first group, or the whole match) names the
-patient or photograph whose images must stay on one side of every split, for example `group=person\\d+`.
+Option `group=REGEX`: what the regular expression finds in an id (its groups joined by "/", or the whole match) names
+the patient or photograph whose images must stay on one side of every split, for example `group=person\\d+`, or
+`group=(train|test)/.*(person\\d+)` where the two folders number their patients separately.
 """
 
 import re
@@ -87,7 +88,7 @@ def _group_of(pattern: re.Pattern | None, identifier: str) -> str | None:
             f"the option group={pattern.pattern} finds nothing in {identifier}: "
             "write an expression that fits every image."
         )
-    return found.group(1 if pattern.groups else 0)
+    return "/".join(part or "" for part in found.groups()) if pattern.groups else found.group()
 
 
 def _pattern(options: dict[str, str]) -> re.Pattern | None:

@@ -66,7 +66,7 @@ def _columns(source: RawSource, table: str, options: dict[str, str]) -> dict[str
     kind = "labels" if "labels" in options or ("label" not in options and "labels" in present) else "label"
     if "label" not in options and "labels" not in options and {"label", "labels"} <= set(present):
         raise UserError(
-            f"{table} has both a column label and a column labels: choose with --set label=label or --set labels=labels."
+            f"{table} has both columns, label and labels: choose with --set label=label or --set labels=labels."
         )
     columns = {"path": path, kind: options.get(kind, kind)}
     columns |= {name: options.get(name, name) for name in _OPTIONAL if name in options or name in present}
@@ -194,9 +194,12 @@ def _examples(
             if dataclasses.replace(row, line=line) == earlier:
                 problems.append((printable(row.id), "its row occurs twice"))
                 continue
-            raise UserError(f"{table}, line {row.line}: {row.path} stands in line {line} with other values; remove one.")
+            raise UserError(
+                f"{table}, line {row.line}: {row.path} is in line {line} with other values; remove one."
+            )
         if row.id in line_of_id:
-            raise UserError(f"{table}, line {row.line}: the id {printable(row.id)} stands in line {line_of_id[row.id]}.")
+            line = line_of_id[row.id]
+            raise UserError(f"{table}, line {row.line}: the id {printable(row.id)} is in line {line} too; change one.")
         line_of_file[name], line_of_id[row.id] = (row.line, row), row.line
         examples.append(RawExample(row.id, (name,), labels, row.role, row.group, row.caption))
     return examples, problems

@@ -82,8 +82,8 @@ def histogram_features(images: np.ndarray, bins: int = 32, joint_bins: int = 4) 
     """Colour histograms: where in the image a colour stands is forgotten.
 
     Per channel the share of pixels in each of `bins` equal intervals, then the share in each cell of the
-    joint histogram with `joint_bins` intervals per channel (of the first four channels; left out for one
-    channel, where it says nothing new). Each of these histograms sums to one.
+    joint histogram with `joint_bins` intervals per channel (of the first four channels, the first varying
+    slowest; left out for one channel, where it says nothing new). Each of these histograms sums to one.
 
     Args:
         images: uint8 or uint16 `[N, H, W, C]`, over the full range of their type.
@@ -118,7 +118,7 @@ def histogram_features(images: np.ndarray, bins: int = 32, joint_bins: int = 4) 
         features[row, : channels * bins] = counts
         if joint:
             cells = (pixels[:, :joint_channels] >> coarse).astype(np.int32)
-            powers = joint_bins ** np.arange(joint_channels, dtype=np.int32)
+            powers = joint_bins ** np.arange(joint_channels, dtype=np.int32)[::-1]
             features[row, channels * bins :] = np.bincount(cells @ powers, minlength=joint)
     return features / np.float32(height * width)
 

@@ -31,7 +31,7 @@ def check_finite(values: np.ndarray, what: str = "logits") -> np.ndarray:
     """The values `[N, K]` as float64.
 
     Raises:
-        UserError: for NaN or infinities, with the number of rows and the first of them; `what` names the values.
+        UserError: for NaN or infinities, with the number of rows and the first of them; `what` names them.
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 2:

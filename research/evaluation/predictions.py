@@ -76,6 +76,11 @@ def _guard(text: str) -> str:
     return f"'{text}" if text.startswith(_GUARDED) else text
 
 
+def _quote(cell: str) -> str:
+    # csv.writer leaves a lone carriage return bare (Python 3.11), and a reader ends the row there.
+    return '"' + cell.replace('"', '""') + '"' if any(mark in cell for mark in ',"\r\n') else cell
+
+
 def _unguard(text: str) -> str:
     return text[1:] if text.startswith("'") else text
 
@@ -135,13 +140,11 @@ def write(
             row.insert(2, str(number))
     _check_unique([str(i) for i in ids], "id")
     _check_unique(list(class_names), "class name")
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
+    lines = [",".join(map(_quote, header))]
     for row, values in zip(rows, logits.tolist(), strict=True):
-        writer.writerow(row + [f"{value:.9g}" for value in values])
+        lines.append(",".join([*map(_quote, row), *(f"{value:.9g}" for value in values)]))
     # Names of files that were not valid UTF-8 hold lone surrogates; they pass through, in both directions.
-    atomic_write(path, buffer.getvalue().encode("utf-8", "surrogatepass"))
+    atomic_write(path, ("\n".join(lines) + "\n").encode("utf-8", "surrogatepass"))
 
 
 def _check_unique(names: list, what: str) -> None:
@@ -198,7 +201,8 @@ def _parse_row(row: list[str], num_fixed: int, width: int, logits: np.ndarray) -
     """
     if len(row) != width:
         raise ValueError(f"{len(row)} cells instead of {width}")
-    logits[:] = [float(cell) for cell in row[num_fixed:]]
+    with np.errstate(over="ignore"):  # beyond float32 becomes infinite, and is refused below
+        logits[:] = [float(cell) for cell in row[num_fixed:]]
     if not np.isfinite(logits).all():
         raise ValueError("a logit is not finite")
     indices = tuple(int(cell) for cell in row[num_fixed - 1].split())

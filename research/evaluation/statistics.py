@@ -230,7 +230,7 @@ def score_intervals(
         labels: int `[N]`, or multi-hot `[N, K]` if `multi_label`.
         multi_label: which of the two.
         groups: `[N]`, or None where examples are independent.
-        n: replicates (about 0.3 s per class for 10,000 examples and 2,000 replicates). seed: of the draws.
+        n: replicates (about 0.6 s per class for 10,000 examples and 2,000 replicates). seed: of the draws.
         level: coverage.
 
     Returns:

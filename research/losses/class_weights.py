@@ -68,8 +68,8 @@ def class_weights(
     if empty.size:
         names = ", ".join(repr(class_names[c]) if class_names is not None else str(c) for c in empty)
         raise UserError(
-            f"class weights {scheme!r} need training examples of every class, but there are none of: {names}; use "
-            "class weights 'none' or leave these classes out of the dataset."
+            f"class weights {scheme!r} need training examples of every class; there are none of: {names}; "
+            "use class weights 'none' or leave these classes out of the dataset."
         )
     if scheme == "balanced":
         weights = total / (num_classes * counts)

@@ -17,8 +17,9 @@ class Output:
     Attributes:
       logits: float32 `[B, K]`.
       features: float32 `[B, F]`, the pooled features that the head reads.
-      feature_maps: `[B, h, w, c]` by layer name, from large to small, in the compute type: the last map of each
-        resolution, for class activation maps and decoders. XLA drops what a caller does not use.
+      feature_maps: `[B, h, w, c]` by layer name in the compute type: the last map of each resolution, for
+        class activation maps and decoders. Their order is not kept (JAX sorts the keys of a dict), their
+        sizes differ. XLA drops what a caller does not use.
     """
 
     logits: jax.Array
@@ -27,15 +28,16 @@ class Output:
 
 
 class Classifier(nn.Module):
-    """A backbone and a head; variables lie under `params` and `batch_stats`, paths start with `backbone/` or `head/`.
+    """A backbone and a head: the paths of all variables start with `backbone/` or `head/`.
 
     Attributes:
-      backbone: module called with images `[B, H, W, C]` and `train`; gives features `[B, F]` and feature maps.
+      backbone: module called with images `[B, H, W, C]` and `train`; gives features `[B, F]` and feature
+        maps.
       head: module called with features and `train`; gives logits `[B, K]`.
       dtype: compute type; parameters, running statistics, features and logits are float32 in any case.
-      frozen: regular expressions; a BatchNorm whose module path ("backbone/layer1_0/norm1") one of them matches uses
-        and keeps its running statistics in training. `model.clone(frozen=("^backbone/",))` gives such a model
-        for the same variables. Stopping the gradients is the optimiser's part.
+      frozen: regular expressions; a BatchNorm whose module path ("backbone/layer1_0/norm1") one of them
+        matches uses and keeps its running statistics in training. `model.clone(frozen=("^backbone/",))` gives
+        such a model for the same variables. Stopping the gradients is the optimiser's part.
     """
 
     backbone: nn.Module
@@ -47,9 +49,12 @@ class Classifier(nn.Module):
     def __call__(self, inputs: dict[str, jax.Array], *, train: bool) -> Output:
         """Classifies `inputs["image"]`, `[B, H, W, C]`, floating and normalised; other entries are ignored.
 
-        With `train=True` pass `mutable=["batch_stats"]`, and `rngs={"dropout": key}` if a dropout rate is not 0.0.
+        With `train=True` pass `mutable=["batch_stats"]`, and `rngs={"dropout": key}` if a dropout rate is not
+        0.0.
         """
-        scope = nn.intercept_methods(frozen_interceptor(self.frozen)) if self.frozen else contextlib.nullcontext()
+        scope = (
+            nn.intercept_methods(frozen_interceptor(self.frozen)) if self.frozen else contextlib.nullcontext()
+        )
         with scope:
             features, feature_maps = self.backbone(inputs["image"].astype(self.dtype), train=train)
             logits = self.head(features, train=train)

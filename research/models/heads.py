@@ -20,8 +20,8 @@ class Head(nn.Module):
       widths: units of the hidden dense layers, such as `(512,)`; empty for a linear classifier.
       dropout: rate at the input of every dense layer; may be traced.
       batch_norm: whether the pooled features are normalised first.
-      bias_init: K initial biases of the last layer, such as the log-odds of the class prevalences (Lin et al. 2017,
-        section 4.1), or empty for zeros.
+      bias_init: K initial biases of the last layer, such as the log-odds of the class prevalences (Lin et al.
+        2017, section 4.1), or empty for zeros.
       dtype: compute type of the hidden layers; the logits are computed in float32.
     """
 
@@ -37,7 +37,8 @@ class Head(nn.Module):
         """Takes features `[B, F]`, gives float32 logits `[B, K]`."""
         if self.bias_init and len(self.bias_init) != self.num_classes:
             raise cli.UserError(
-                f"head_bias_init has {len(self.bias_init)} values for {self.num_classes} classes; give one per class."
+                f"head_bias_init has {len(self.bias_init)} values for {self.num_classes} classes; "
+                "give one per class."
             )
         outputs = features.astype(self.dtype)
         if self.batch_norm:

@@ -1,10 +1,10 @@
-"""Inception-ResNet-v2 (Szegedy et al. 2017, arXiv:1602.07261), layer by layer as `keras.applications` builds it.
+"""Inception-ResNet-v2 (Szegedy et al. 2017, arXiv:1602.07261), layer by layer as in `keras.applications`.
 
-55,873,736 parameters with 1,000 classes, of which 60,544 are BatchNorm's running statistics. BatchNorm has no scale
-and epsilon 1e-3; convolutions before it have no bias. Keras numbers most convolutions in the order in which it makes
-them (`conv2d_17`, `batch_normalization_17`); the modules here are called in that same order. Keras's `block35_3_conv`
-is `block35_3/conv`, `conv_7b` and `conv_7b_bn` are `conv2d_7b`, `predictions` is `head/logits`; the other names
-follow timm, with `_` for its dots. Images need 75 pixels a side.
+55,873,736 parameters with 1,000 classes, of which 60,544 are BatchNorm's running statistics. BatchNorm has no
+scale and epsilon 1e-3; convolutions before it have no bias. Keras numbers most convolutions in the order in
+which it makes them (`conv2d_17`, `batch_normalization_17`); the modules here are called in that same order.
+Keras's `block35_3_conv` is `block35_3/conv`, `conv_7b` and `conv_7b_bn` are `conv2d_7b`, `predictions` is
+`head/logits`; the other names follow timm, with `_` for its dots. Images need 75 pixels a side.
 """
 
 import functools
@@ -51,7 +51,9 @@ BLOCK_8 = (
 )
 
 
-def _branches(layer: Callable[..., nn.Module], plan: tuple, inputs: jax.Array, train: bool) -> list[jax.Array]:
+def _branches(
+    layer: Callable[..., nn.Module], plan: tuple, inputs: jax.Array, train: bool
+) -> list[jax.Array]:
     outputs = []
     for index, branch in enumerate(plan):
         values = inputs
@@ -63,7 +65,7 @@ def _branches(layer: Callable[..., nn.Module], plan: tuple, inputs: jax.Array, t
 
 
 class Mixed(nn.Module):
-    """Parallel branches and a pooled one, concatenated along the channels; `pool_features` 0 pools without `conv`."""
+    """Concatenated branches; the last pools by mean and convolves, or by maximum if `pool_features` is 0."""
 
     plan: tuple
     pool_features: int
@@ -71,11 +73,13 @@ class Mixed(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
-        """Takes `[B, H, W, C]`; halves the image if it pools by maximum, keeps its size if it pools by mean."""
+        """Takes `[B, H, W, C]`; keeps the size if it pools by mean, halves it if by maximum."""
         outputs = _branches(self.layer, self.plan, inputs, train)
         if self.pool_features:
             pooled = average_pool(inputs, 3, 1, "same")
-            pooled = self.layer(self.pool_features, ONE, name=f"branch{len(self.plan)}_1")(pooled, train=train)
+            pooled = self.layer(self.pool_features, ONE, name=f"branch{len(self.plan)}_1")(
+                pooled, train=train
+            )
         else:
             pooled = max_pool(inputs, 3, 2)
         return jnp.concatenate([*outputs, pooled], -1)
@@ -109,7 +113,7 @@ class InceptionResNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Takes `[B, H, W, C]`; gives features `[B, 1536]` and five maps, at strides of about 2, 4, 8, 16 and 32."""
+        """Takes `[B, H, W, C]`; gives features `[B, 1536]` and five maps, strides about 2 to 32."""
         layer = functools.partial(_conv_batch_norm, self.momentum)
         maps = {}
         outputs = layer(32, THREE, 2, "valid", name="conv2d_1a")(images, train=train)
@@ -121,7 +125,9 @@ class InceptionResNetV2(nn.Module):
         outputs = max_pool(outputs, 3, 2)
         outputs = Mixed(MIXED_5B, 64, layer, name="mixed_5b")(outputs, train=train)
         for index in range(1, 11):
-            outputs = ResidualBlock(BLOCK_35, 0.17, True, layer, name=f"block35_{index}")(outputs, train=train)
+            outputs = ResidualBlock(BLOCK_35, 0.17, True, layer, name=f"block35_{index}")(
+                outputs, train=train
+            )
         maps["block35_10"] = outputs
         outputs = Mixed(MIXED_6A, 0, layer, name="mixed_6a")(outputs, train=train)
         for index in range(1, 21):
@@ -137,7 +143,9 @@ class InceptionResNetV2(nn.Module):
 
 
 def _conv_batch_norm(momentum, features, window, stride=1, padding="same", *, name):
-    return ConvBatchNorm(features, window, stride, padding, momentum, epsilon=1e-3, use_scale=False, name=name)
+    return ConvBatchNorm(
+        features, window, stride, padding, momentum, epsilon=1e-3, use_scale=False, name=name
+    )
 
 
 @register("inception_resnet_v2")

@@ -14,19 +14,29 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import ones, zeros
 
-__all__ = ["GLOROT_UNIFORM", "HE_NORMAL", "HE_NORMAL_FAN_OUT", "VarianceScaling", "drawn_together", "ones", "zeros"]
+__all__ = [
+    "GLOROT_UNIFORM",
+    "HE_NORMAL",
+    "HE_NORMAL_FAN_OUT",
+    "VarianceScaling",
+    "drawn_together",
+    "ones",
+    "zeros",
+]
 
 # Each with variance 1. A normal truncated at two standard deviations has a standard deviation of 0.8796.
 _TRUNCATED_DEVIATION = 0.87962566103423978
 _DISTRIBUTIONS: dict[str, Callable[[jax.Array, tuple[int, ...]], jax.Array]] = {
     "uniform": lambda key, shape: jax.random.uniform(key, shape, minval=-math.sqrt(3), maxval=math.sqrt(3)),
     "normal": jax.random.normal,
-    "truncated_normal": lambda key, shape: jax.random.truncated_normal(key, -2.0, 2.0, shape) / _TRUNCATED_DEVIATION,
+    "truncated_normal": lambda key, shape: (
+        jax.random.truncated_normal(key, -2.0, 2.0, shape) / _TRUNCATED_DEVIATION
+    ),
 }
 
 
 class _Pool:
-    """Hands out consecutive pieces of one draw per distribution; without `draws` it only counts what is asked for."""
+    """Hands out consecutive pieces of one draw per distribution; without `draws` only counts."""
 
     def __init__(self, draws: dict[str, jax.Array] | None = None):
         self.draws = draws
@@ -56,7 +66,8 @@ def drawn_together(initialise: Callable[[], dict], key: jax.Array) -> dict:
     """Runs `initialise`, whose `VarianceScaling` initialisers then cut their values out of common draws.
 
     Args:
-      initialise: a function without arguments that makes the same calls each time; it is traced once for the shapes.
+      initialise: a function without arguments that makes the same calls each time; it is traced once for the
+        shapes.
       key: random key of the draws; the keys that the initialisers get are ignored.
 
     Returns:
@@ -80,7 +91,8 @@ class VarianceScaling:
 
     Attributes:
       scale: 1 after Glorot and Bengio 2010, 2 for layers before a ReLU (He et al. 2015).
-      mode: "fan_in", "fan_out" or "fan_avg"; a fan is the number of inputs or outputs times the window's area.
+      mode: "fan_in", "fan_out" or "fan_avg"; a fan is the number of inputs or outputs times the window's
+        area.
       distribution: "uniform", "normal" or "truncated_normal" (cut at two standard deviations).
     """
 

@@ -1,7 +1,7 @@
 """Which layers are the networks built of, and how is each lowered on the machine at hand?
 
-Parameters are float32 and named as in Flax: `kernel` `[h, w, in, out]` or `[in, out]`, `bias` `[out]`. A layer
-computes in the type of its input: the model casts the images once and everything behind follows.
+Parameters are float32 and named as in Flax: `kernel` `[h, w, in, out]` or `[in, out]`, `bias` `[out]`. A
+layer computes in the type of its input: the model casts the images once and everything behind follows.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,9 @@ def conv2d(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int], paddi
         if strides != (1, 1):
             inputs = inputs[:, :: strides[0], :: strides[1]]
         return lax.dot_general(inputs, kernel[0, 0], (((3,), (0,)), ((), ())))
-    return lax.conv_general_dilated(inputs, kernel, strides, pairs, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return lax.conv_general_dilated(
+        inputs, kernel, strides, pairs, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 class Conv(nn.Module):
@@ -104,11 +106,11 @@ class Dense(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Sets a share `rate` of the activations to zero and divides the others by `1 - rate` (Srivastava et al. 2014).
+    """Sets a share `rate` of the activations to zero and divides the others by `1 - rate`.
 
-    The rate may be a traced scalar, so that the members of a cohort differ in it and share one program
-    (`flax.linen.Dropout` refuses that). A Python 0.0 costs nothing and asks for no random key; otherwise training
-    draws from the stream "dropout".
+    Srivastava et al. 2014. The rate may be a traced scalar, so that the members of a cohort differ in it and
+    share one program (`flax.linen.Dropout` refuses that). A Python 0.0 costs nothing and asks for no random
+    key; otherwise training draws from the stream "dropout".
     """
 
     rate: float | jax.Array

@@ -29,8 +29,8 @@ def normalize_batch(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Batch normalisation by the batch's own statistics (Ioffe and Szegedy 2015, algorithm 1).
 
-    The backward pass is written out (the paper's section 3): two sums over the activations and one multiply-add,
-    where differentiating the forward pass would keep several activation-sized arrays alive.
+    The backward pass is written out (the paper's section 3): two sums over the activations and one
+    multiply-add, where differentiating the forward pass would keep several activation-sized arrays alive.
 
     Args:
       inputs: `[..., C]`, any floating type; the statistics are float32.
@@ -39,7 +39,8 @@ def normalize_batch(
       epsilon: added to the variance; takes no gradient.
 
     Returns:
-      The normalised activations `[..., C]` in the type of `inputs`, and float32 mean `[C]` and biased variance `[C]`.
+      The normalised activations `[..., C]` in the type of `inputs`, and float32 mean `[C]` and biased
+      variance `[C]`.
     """
     return _normalize_batch_forward(inputs, scale, bias, epsilon)[0]
 
@@ -60,7 +61,7 @@ def _normalize_batch_backward(residuals, cotangents):
     centred = inputs.astype(jnp.float32) - mean
     bias_bar = jnp.sum(upstream, axes)
     scale_bar = jnp.sum(upstream * centred, axes) * inverse
-    # d inputs = factor * upstream + slope * centred + offset: the three are per channel, so this is one fused loop.
+    # The gradient is factor * upstream + slope * centred + offset with numbers per channel: one fused loop.
     factor = scale * inverse
     slope = (2.0 * variance_bar - factor * inverse * scale_bar) / count
     offset = (mean_bar - factor * bias_bar) / count
@@ -74,12 +75,12 @@ normalize_batch.defvjp(_normalize_batch_forward, _normalize_batch_backward)
 class BatchNorm(nn.Module):
     """Batch normalisation over every axis but the last.
 
-    Parameters `scale`, `bias` and running statistics `mean`, `var` (collection `batch_stats`) are float32 `[C]`.
-    Training normalises by the batch and moves the running statistics,
-    `running = momentum * running + (1 - momentum) * batch`, with the biased variance as Keras and Flax do (PyTorch
-    moves its running variance by the unbiased one). Evaluation uses the running statistics. Under `jit` over a batch
-    sharded on several devices the statistics are those of the whole batch: XLA inserts the reduction, so there is no
-    axis name. Every row counts: the trainer removes padding before the model.
+    Parameters `scale`, `bias` and running statistics `mean`, `var` (collection `batch_stats`) are float32
+    `[C]`. Training normalises by the batch and moves the running statistics, `running = momentum * running +
+    (1 - momentum) * batch`, with the biased variance as Keras and Flax do (PyTorch moves its running variance
+    by the unbiased one). Evaluation uses the running statistics. Under `jit` over a batch sharded on several
+    devices the statistics are those of the whole batch: XLA inserts the reduction, so there is no axis name.
+    Every row counts: the trainer removes padding before the model.
 
     Attributes:
       momentum: share of the running statistics that a step keeps.
@@ -112,10 +113,11 @@ class BatchNorm(nn.Module):
 
 
 def frozen_interceptor(patterns: tuple[str, ...]) -> Callable:
-    """A `flax.linen.intercept_methods` interceptor that holds some BatchNorm layers at their running statistics.
+    """A `flax.linen.intercept_methods` interceptor that holds some BatchNorm layers at their running
+    statistics.
 
-    A frozen layer must not only keep its parameters: were its running statistics to move on, or were it normalised
-    by the batch, the features below a new head would change while it trains.
+    A frozen layer must not only keep its parameters: were its running statistics to move on, or were it
+    normalised by the batch, the features below a new head would change while it trains.
 
     Args:
       patterns: regular expressions, searched in the layer's path ("backbone/layer1_0/norm1").

@@ -26,8 +26,9 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
 def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
     """Decorator: the function builds the backbone `name` from keyword options.
 
-    A backbone is a module that takes images `[B, H, W, C]` and `train` and gives features `[B, F]` and a dict of
-    feature maps. The function's signature is the list of options that a config may set under `config.model`.
+    A backbone is a module that takes images `[B, H, W, C]` and `train` and gives features `[B, F]` and a dict
+    of feature maps. The function's signature is the list of options that a config may set under
+    `config.model`.
     """
 
     def decorate(builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -75,9 +76,13 @@ def create(
     """
     names = available()
     if name not in names:
-        raise cli.UserError(f"there is no model {name!r}; set config.model.name to one of {', '.join(names)}.")
+        raise cli.UserError(
+            f"there is no model {name!r}; set config.model.name to one of {', '.join(names)}."
+        )
     if num_classes < 1 or any(width < 1 for width in head):
-        raise cli.UserError(f"{num_classes} classes with head widths {tuple(head)} make no head; give positive numbers.")
+        raise cli.UserError(
+            f"{num_classes} classes with head widths {tuple(head)} make no head; give positive numbers."
+        )
     known = inspect.signature(_BUILDERS[name]).parameters
     unknown = sorted(set(options) - set(known))
     if unknown:

@@ -1,9 +1,9 @@
 """The residual networks of He et al. 2016 (arXiv:1512.03385), as torchvision and timm build them ("v1.5").
 
-v1.5 puts the stride of a bottleneck on its 3x3 convolution. Names follow torchvision's state dict: `layer2.0.conv1`
-is `layer2_0/conv1`, `bn1` is `norm1`, `downsample.0` and `.1` are `downsample_conv` and `downsample_norm`; `fc` is
-`head/logits`. Parameters with 1,000 classes: resnet18 11,689,512; resnet34 21,797,672; resnet50 25,557,032;
-resnet101 44,549,160; resnet152 60,192,808.
+v1.5 puts the stride of a bottleneck on its 3x3 convolution. Names follow torchvision's state dict:
+`layer2.0.conv1` is `layer2_0/conv1`, `bn1` is `norm1`, `downsample.0` and `.1` are `downsample_conv` and
+`downsample_norm`; `fc` is `head/logits`. Parameters with 1,000 classes: resnet18 11,689,512; resnet34
+21,797,672; resnet50 25,557,032; resnet101 44,549,160; resnet152 60,192,808.
 """
 
 import functools
@@ -19,7 +19,7 @@ from research.models.registry import register
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, or with `bottleneck` 1x1, 3x3 and 1x1 to four times the width, around a shortcut."""
+    """Two 3x3 convolutions, or 1x1, 3x3 and 1x1 to four times the width (`bottleneck`), and a shortcut."""
 
     width: int
     stride: int
@@ -71,7 +71,11 @@ class ResNet(nn.Module):
             for index in range(depth):
                 stride = 2 if stage > 1 and index == 0 else 1
                 block = ResidualBlock(
-                    64 * 2 ** (stage - 1), stride, self.bottleneck, self.momentum, name=f"layer{stage}_{index}"
+                    64 * 2 ** (stage - 1),
+                    stride,
+                    self.bottleneck,
+                    self.momentum,
+                    name=f"layer{stage}_{index}",
                 )
                 outputs = block(outputs, train=train)
             maps[f"layer{stage}"] = outputs
@@ -79,7 +83,8 @@ class ResNet(nn.Module):
 
 
 def _conv(features: int, window: int, stride: int, name: str) -> Conv:
-    # PyTorch pads evenly on all sides, where "same" would put the odd pixel of a strided window right and below.
+    # PyTorch pads evenly on all sides, where "same" would put the odd pixel of a strided window right and
+    # below.
     return Conv(features, (window, window), stride, window // 2, kernel_init=HE_NORMAL_FAN_OUT, name=name)
 
 

@@ -12,8 +12,8 @@ Layers, for the default `widths` (32, 64, 128, 256):
                global average pool, 256 features
     head       [dropout] dense layer to the logits
 
-With `convolutions=2` each block repeats its convolution (`block_1_2`, ...) before it pools. The default has 391,690
-parameters (with the running statistics) for 3 channels and 10 classes.
+With `convolutions=2` each block repeats its convolution (`block_1_2`, ...) before it pools. With 3 channels
+and 10 classes the default has 392,426 parameters, running statistics included.
 """
 
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ class SimpleCNN(nn.Module):
 def simple_cnn(
     widths: Sequence[int] = (32, 64, 128, 256), convolutions: int = 1, batch_norm_momentum: float = 0.9
 ) -> SimpleCNN:
-    """The momentum of 0.9 suits runs of a few hundred steps, after which 0.99 still remembers the initial values."""
+    """The momentum of 0.9 suits runs of a few hundred steps: 0.99 would still remember its start."""
     if not widths or min(*widths, convolutions) < 1:
         raise cli.UserError(
             f"simple_cnn cannot have widths {tuple(widths)} with {convolutions} convolutions a block; "

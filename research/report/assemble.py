@@ -4,6 +4,7 @@ import collections
 import csv
 import io
 import pathlib
+import shutil
 
 import numpy as np
 
@@ -274,7 +275,9 @@ def _calibration(config, scored) -> dict:
 
 
 def _tensorboard(folder: pathlib.Path, trial: str, true: np.ndarray, scored) -> None:
-    writer = MetricWriter(folder / "tensorboard" / trial)
+    run = folder / "tensorboard" / trial / "test"
+    shutil.rmtree(run, ignore_errors=True)  # the report may be made again
+    writer = MetricWriter(run)
     writer.write_pr_curve(0, {f"test/{name}": (true[:, k].astype(int), scored.scores[:, k].clip(0, 1))
                               for k, name in enumerate(scored.class_names)})
     writer.close()

@@ -30,7 +30,10 @@ class Baseline(TypedDict):
 
 
 class ClassRow(TypedDict, total=False):
-    """Any subset of the numbers; `class` is a keyword, so it is given as a plain key: {"class": "Nucleoli", …}."""
+    """{"class": "Nucleoli", ...} and any subset of the numbers (`class` is a keyword, so it is not listed below).
+
+    An interval is given either inside an `Estimate` or as two more keys, `<number>_low` and `<number>_high`.
+    """
 
     precision: float | Estimate
     recall: float | Estimate

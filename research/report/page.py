@@ -191,8 +191,8 @@ def _classes(context: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     for row in rows:
-        if "f1" in row:
-            row["f1"] = {"value": row["f1"], "low": row.get("f1_low"), "high": row.get("f1_high")}
+        for name in [key.removesuffix("_low") for key in row if key.endswith("_low")]:
+            row[name] = {"value": row.get(name), "low": row[f"{name}_low"], "high": row.get(f"{name}_high")}
     names = {"class": "class", "f1": "F1", "precision": "precision", "recall": "recall",
              "average_precision": "average precision", "auroc": "AUROC", "threshold": "threshold",
              "support": "images"}  # fmt: skip

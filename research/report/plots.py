@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline import plotting
-from input_pipeline.plotting import COLOURS, DASHES, GREY, MARKERS
+from input_pipeline.plotting import BLUE, COLOURS, DASHES, GREEN, GREY, MARKERS, VERMILLION
 
 # Metrics that get a panel in the learning curves when nothing else is asked for, in this order.
 CURVES = ("loss", "macro_f1", "accuracy", "auroc_macro", "learning_rate")
@@ -106,7 +106,7 @@ def _look(index: int, trial: Any, trials: Sequence[Any], best: Mapping[str, int]
     if len(trials) < _MANY:
         return {"color": COLOURS[index % len(COLOURS)], "linewidth": 1.6, "zorder": 2 + 1 / (1 + index)}
     chosen = next(iter(best), None)
-    return {"color": COLOURS[0] if trial == chosen else "#B5B5B5", "linewidth": 2.0 if trial == chosen else 0.7,
+    return {"color": BLUE if trial == chosen else "#B5B5B5", "linewidth": 2.0 if trial == chosen else 0.7,
             "zorder": 3 if trial == chosen else 1}  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def _curve_legend(trials: Sequence[Any], rows: Sequence[Mapping[str, Any]], best
     elif len(trials) >= _MANY:
         handles.append(Line2D([], [], color="#B5B5B5", label=f"{len(trials)} trials"))
         if best:
-            handles.append(Line2D([], [], color=COLOURS[0], label=plotting.shorten(next(iter(best)), 32)))
+            handles.append(Line2D([], [], color=BLUE, label=plotting.shorten(next(iter(best)), 32)))
     return handles
 
 
@@ -239,13 +239,13 @@ def per_class(
     positions = np.arange(len(rows))
     with plotting.figure(path, 7.0, plotting.barh_height(len(rows), 0.28)) as canvas:
         axes = canvas.subplots()
-        axes.barh(positions, np.nan_to_num(values), height=0.68, color="#A9CCE3", edgecolor=COLOURS[0], linewidth=0.7)
+        axes.barh(positions, np.nan_to_num(values), height=0.68, color="#A9CCE3", edgecolor=BLUE, linewidth=0.7)
         axes.errorbar(values, positions, xerr=distances, fmt="o", color="#123", markersize=3.5, linewidth=1.2,
                       capsize=2.5)  # fmt: skip
         if baseline:
             found = [index for index, row in enumerate(rows) if row["class"] in baseline]
             axes.plot([baseline[rows[index]["class"]] for index in found], found, linestyle="", marker="|",
-                      markersize=11, markeredgewidth=2.2, color=COLOURS[5], label="baseline")  # fmt: skip
+                      markersize=11, markeredgewidth=2.2, color=VERMILLION, label="baseline")  # fmt: skip
             canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center")
         names = [plotting.shorten(row["class"]) for row in rows]
         _finish_dot_axes(axes, names, (0.0, 1.0))
@@ -283,7 +283,7 @@ def comparison(
     """
     with plotting.figure(path, 7.0, plotting.barh_height(len(rows), 0.3)) as canvas:
         axes = canvas.subplots()
-        for kind, colour, marker in (("model", COLOURS[0], "o"), ("baseline", COLOURS[5], "D")):
+        for kind, colour, marker in (("model", BLUE, "o"), ("baseline", VERMILLION, "D")):
             chosen = [index for index, row in enumerate(rows) if row.get("kind", "model") == kind]
             if chosen:
                 values, distances = _intervals([rows[index] for index in chosen], "value", "low", "high")
@@ -291,7 +291,7 @@ def comparison(
                               label="this study" if kind == "model" else kind)  # fmt: skip
         reached = [_number(row.get("value")) for row in rows if row.get("kind") == "baseline"]
         if reached and np.isfinite(reached).any():
-            axes.axvline(np.nanmax(reached), color=COLOURS[5], linewidth=0.9, linestyle=":", zorder=0)
+            axes.axvline(np.nanmax(reached), color=VERMILLION, linewidth=0.9, linestyle=":", zorder=0)
         _finish_dot_axes(axes, [plotting.shorten(row["name"], 34) for row in rows], None)
         axes.set_xlabel(f"{metric_name(metric)} (whiskers: {100 * level:g}% interval)")
         axes.set_title(title)
@@ -313,7 +313,7 @@ def reliability(curves: Mapping[str, Sequence[Mapping[str, float]]], path: str |
         for index, (name, bins) in enumerate(curves.items()):
             used = [row for row in bins if row["count"] > 0]
             confidence = [row["confidence"] for row in used]
-            look = {"color": COLOURS[(0, 5, 2)[index % 3]], "marker": MARKERS[index], "linestyle": DASHES[index]}
+            look = {"color": (BLUE, VERMILLION, GREEN)[index % 3], "marker": MARKERS[index], "linestyle": DASHES[index]}
             axes.plot(confidence, [row["accuracy"] for row in used], label=name, **look)
             counts.plot(confidence, [row["count"] for row in used], **look)
         axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="observed frequency", title="Reliability")
@@ -352,7 +352,7 @@ def pr_curves(
             axes.set_visible(False)
         for axes, k in zip(grid.flat, shown, strict=False):
             recall, precision, area = curves[k]
-            axes.step(recall, precision, where="pre", color=COLOURS[0])
+            axes.step(recall, precision, where="pre", color=BLUE)
             axes.axhline(labels[:, k].mean(), color=GREY, linestyle=":", linewidth=1)
             if thresholds is not None:
                 _draw_operating_point(axes, labels[:, k], scores[:, k] >= thresholds[k])
@@ -380,7 +380,7 @@ def _pr_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nd
 def _draw_operating_point(axes, labels: np.ndarray, decided: np.ndarray) -> None:
     if decided.any():
         hits = float(np.sum(labels & decided))
-        axes.plot([hits / labels.sum()], [hits / decided.sum()], marker="D", markersize=6, color=COLOURS[5],
+        axes.plot([hits / labels.sum()], [hits / decided.sum()], marker="D", markersize=6, color=VERMILLION,
                   markeredgecolor="black", markeredgewidth=0.7, clip_on=False, zorder=4)  # fmt: skip
 
 

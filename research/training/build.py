@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from input_pipeline import augment, normalize
@@ -89,7 +88,6 @@ def phases(config: ConfigDict, num_examples: int) -> tuple[Phase, ...]:
         freeze = tuple(entry.get("freeze", ()))
         name = entry.get("name", "training" if not config.phases else f"phase {i + 1}")
         if freeze and not config.model.weights:
-            logging.info("Phase '%s': nothing is frozen, because no pretrained weights are given.", name)
             freeze = ()
         length = schedules.length_of(entry if config.phases else config, batch_size, num_examples)
         rate = entry.get("learning_rate", config.optimizer.learning_rate)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from input_pipeline.loader import eval_batches
+from research.evaluation.tta import tta_logits
 from research.training import sharding
 from research.training.build import Trial, build_model, build_normalize
 from research.training.signals import StopSignal
@@ -27,35 +28,34 @@ class Predictor:
     def __init__(self, trial: Trial, mesh, stop: StopSignal, views: str = "none") -> None:
         self.trial, self.mesh, self.stop, self.images = trial, mesh, stop, trial.images
         self.batch_size = trial.config.evaluation.batch_size or trial.config.batch_size
-        step = functools.partial(eval_step, build_model(trial), build_normalize(trial), views)
-
-        def from_batch(variables, batch, images):
-            return step(variables, gather(batch, images)["image"])
-
-        self._function = jax.jit(from_batch, out_shardings=sharding.replicated(mesh))
+        self.views = views
+        step = functools.partial(eval_step, build_model(trial), build_normalize(trial))
+        self._function = jax.jit(step, out_shardings=sharding.replicated(mesh))
         self._compiled = None
 
     def __call__(self, variables: dict[str, Flat], indices: np.ndarray) -> np.ndarray:
-        """Logits float32 `[n, K]` of the examples `indices` `[n]`.
+        """Logits float32 `[n, K]` of the examples `indices` `[n]`, averaged over the views.
 
         Raises:
           Stopped: a stop was asked for.
         """
         logits = np.zeros((len(indices), self.trial.num_classes), np.float32)
-        batches = eval_batches(**loader_arguments(self.trial, self.mesh), indices=indices,
-                               batch_size=self.batch_size)
+        batches = eval_batches(**loader_arguments(self.trial, self.mesh), indices=indices, batch_size=self.batch_size)
         done = 0
         for batch in batches:
             self.stop.check()
-            device_batch = sharding.put_batch(self.mesh, without_labels(batch))
+            image = gather(sharding.put_batch(self.mesh, without_labels(batch)), self.images)["image"]
             if self._compiled is None:
-                lowered = functools.partial(self._function.lower, variables, device_batch, self.images)
-                self._compiled = self.stop.interruptible(lambda lowered=lowered: lowered().compile())
-            rows = np.asarray(self._compiled(variables, device_batch, self.images))
+                self._compiled = self.stop.interruptible(lambda image=image: self._function.lower(variables, image).compile())
+            # Outside of jit, so that the views share one program; they are laid out like the batch.
+            rows = np.asarray(tta_logits(lambda x: self._apply(variables, x), image, self.views))
             count = min(self.batch_size, len(indices) - done)
             logits[done : done + count] = rows[:count]
             done += count
         return logits
+
+    def _apply(self, variables: dict[str, Flat], images: jax.Array) -> jax.Array:
+        return self._compiled(variables, jax.device_put(images, sharding.over_batch(self.mesh)))
 
 
 def gather(batch: dict[str, jax.Array], images: jax.Array | None) -> dict[str, jax.Array]:

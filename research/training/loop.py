@@ -34,6 +34,16 @@ from research.training.signals import Clock, Stopped, StopSignal
 _STREAK = 20  # steps in a row that are not finite: training has diverged
 
 
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The variables of the best checkpoint, its step, the last step, and the SHA-256 of the last state."""
+
+    variables: dict[str, state.Flat]
+    step: int
+    last_step: int
+    state_sha256: str
+
+
 class Training:
     """The training of one trial in a run folder.
 
@@ -74,6 +84,8 @@ class Training:
             self._take_meta(step)
             return
         self._initialize(step)
+        if step is not None:
+            print(f"{self.trial.name}: continuing from step {step}.", flush=True)
         log = JsonlLog(self.folder / "metrics.jsonl")
         log.truncate_after(self.name, -1)
         for row in self.meta["history"]:
@@ -103,7 +115,7 @@ class Training:
         self.paths = tuple(state.flatten(variables["params"]))
         self.parameters = count_parameters(variables["params"])
         if step is None:
-            logging.info("Model %s: %s parameters.", self.config.model.name, f"{self.parameters:,}")
+            print(f"Model {self.config.model.name}: {self.parameters:,} parameters.", flush=True)
             self._set_state(self._fresh(variables, self.phases[0]))
             return
         self._take_meta(step)
@@ -116,7 +128,6 @@ class Training:
         restored = self.checkpoints.restore(step, state.to_tree(template))
         self._set_state(state.from_tree(template, restored))
         self.saved_step = step
-        logging.info("Continuing from step %d.", step)
 
     def _fresh(self, variables, phase: build.Phase) -> state.TrainState:
         return state.create(
@@ -145,22 +156,21 @@ class Training:
     def _step(self) -> int:
         return int(self.state.step)
 
-    def best_variables(self) -> tuple[dict[str, state.Flat], int, str]:
-        """Variables of the checkpoint with the best validation metric, its step, and the SHA-256 of the last state.
+    def best(self) -> "Best":
+        """What the trial is evaluated with, after `run`.
 
         A best checkpoint that was damaged since is replaced by the last one, aloud.
         """
         if self.state is None:
             self._initialize(self.checkpoints.latest())
-        digest = state.fingerprint(self.state)
-        last, best = self._step(), self.controls.best_step
-        if best == last:
-            return self.state.evaluated(), last, digest
-        if best not in self.checkpoints.steps() or damage(self.checkpoints.folder / str(best)):
-            logging.warning("The best checkpoint (step %d) is missing or damaged; the last one (%d) is used.", best, last)
-            return self.state.evaluated(), last, digest
-        self._initialize(best)
-        return self.state.evaluated(), best, digest
+        digest, last, best = state.fingerprint(self.state), self._step(), self.controls.best_step
+        if best != last:
+            if best in self.checkpoints.steps() and not damage(self.checkpoints.folder / str(best)):
+                self._initialize(best)
+            else:
+                logging.warning("The best checkpoint (step %d) is damaged; the last one (%d) is used.", best, last)
+                best = last
+        return Best(self.state.evaluated(), best, last, digest)
 
     # Phases
 
@@ -181,16 +191,15 @@ class Training:
         evaluate_every = max(1, length.parse(self.config.evaluate_every, "evaluate_every"))
         self.checkpoint_every = max(1, length.parse(self.config.checkpoint_every, "checkpoint_every"))
         self.rate = schedules.learning_rate(self.config.schedule, phase.learning_rate, length)
-        logging.info("Phase '%s': %d steps of %d images, %.1f steps an epoch.", phase.name, length.steps,
-                     phase.batch_size, length.steps_per_epoch)
+        print(f"Phase '{phase.name}': {length.steps} steps of {phase.batch_size} images, "
+              f"{length.steps_per_epoch:.1f} steps an epoch.", flush=True)
         first = self._step() - start
         batches = self._batches(phase, first)
         for done in itertools.count(first):
             if done and (done % evaluate_every == 0 or done >= length.steps):
                 self._evaluate(phase, start + done)
                 if self.controls.should_stop(self.config):
-                    logging.info("Stopping early: no better %s for %d evaluations.", self.config.selection,
-                                 self.controls.stale)
+                    print(f"Stopping early: no better {self.config.selection} for {self.controls.stale} evaluations.", flush=True)
                     return
             if done >= length.steps:
                 return
@@ -335,6 +344,7 @@ class Training:
                          "step": self._step() - self.meta["phase_start"]},
         }
         self.writer.flush()
+        self.log.flush()
         with self.clock.measure("save"):
             self.checkpoints.save(self._step(), state.to_tree(self.state), json.loads(json.dumps(meta)), self.controls.best_step)
         self.saved_step = self._step()

@@ -70,7 +70,8 @@ def create(variables, seed: int, transformation: optax.GradientTransformation, t
         params=params,
         batch_stats=stats,
         opt_state=transformation.init({p: params[p] for p in trainable}),
-        ema={"params": params, "batch_stats": stats} if ema else {},
+        # Copies: a donated step may not be given one buffer twice.
+        ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if ema else {},
         skipped=jnp.zeros((), jnp.int32),
         streak=jnp.zeros((), jnp.int32),
         sums=zero_sums(num_classes),

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from research.evaluation.tta import tta_logits
 from research.training.state import Flat, TrainState, flatten, nest, zero_sums
 
 
@@ -217,11 +216,7 @@ def reset_sums(state: TrainState) -> TrainState:
     return state.replace(sums=zero_sums(state.sums["tp"].shape[0]))
 
 
-def eval_step(model, normalize, views: str, variables: dict[str, Flat], image: jax.Array) -> jax.Array:
-    """Logits float32 `[B, K]` of images uint8|uint16 `[B, H, W, C]`, averaged over test-time views ("none", "flips", "dihedral")."""
+def eval_step(model, normalize, variables: dict[str, Flat], image: jax.Array) -> jax.Array:
+    """Logits float32 `[B, K]` of images uint8|uint16 `[B, H, W, C]`, with running statistics and without dropout."""
     nested = {name: nest(flat) for name, flat in variables.items()}
-
-    def logits(images: jax.Array) -> jax.Array:
-        return model.apply(nested, {"image": images}, train=False).logits.astype(jnp.float32)
-
-    return tta_logits(logits, normalize(image), views)
+    return model.apply(nested, {"image": normalize(image)}, train=False).logits.astype(jnp.float32)

@@ -4,8 +4,8 @@
 
 `loader` is the whole pipeline (global shuffle, checksums, decoding, resizing, batches; no cache), `bare` is decoding
 and resizing from memory on one thread, `bare_threads` the same on all threads at once, all in images/s: medians over
-rounds in which the three take turns. `loader_over_bare_times_cores` is the share of what the cores could do at best, and
-`parallel` what the machine itself loses when all cores work. On a machine shared with other programs wall time says
+rounds in which the three take turns. `loader_over_bare_times_cores` is the share of what the cores could do at best,
+and `parallel` what the machine itself loses when all cores work. On a machine shared with other programs wall time says
 little: `cpu_share` (processor time per image, bare / loader) is the loader's cost free of them.
 """
 
@@ -81,6 +81,10 @@ def measure(arguments: argparse.Namespace) -> dict:
         "threads": threads,
         "cores": cores,
         **{f"{name}_images_per_second": round(rate, 1) for name, rate in medians.items()},
+        **{
+            f"{name}_images_per_processor_second": round(statistics.median(values), 1)
+            for name, values in processor.items()
+        },
         "loader_over_bare_times_cores": round(medians["loader"] / (medians["bare"] * cores), 3),
         "loader_over_bare_threads": round(medians["loader"] / medians["bare_threads"], 3),
         "cpu_share": round(statistics.median(processor["loader"]) / statistics.median(processor["bare"]), 3),

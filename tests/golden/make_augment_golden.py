@@ -68,7 +68,8 @@ def geometry() -> dict[str, np.ndarray]:
         interpolation = v2.InterpolationMode(mode)
         outputs = []
         for angle, x, y, scale, *shear in parameters.tolist():
-            outputs.append(F.affine(real(SMALL), angle, [int(x), int(y)], scale, shear, interpolation, fill=0))
+            # fill=None is black, too. An explicit fill=0 multiplies bilinear border pixels by their weight twice.
+            outputs.append(F.affine(real(SMALL), angle, [int(x), int(y)], scale, shear, interpolation, fill=None))
         result[f"affine_{mode}"] = np.stack([array(output) for output in outputs])
         result[f"rotate_{mode}"] = array(F.rotate(real(SMALL), 27.4, interpolation))
     result["rotate_angle"] = np.array(27.4)
@@ -81,9 +82,9 @@ def geometry() -> dict[str, np.ndarray]:
     ])  # fmt: skip
     # Reflection has no torchvision operation: the same grid, read by torch with mirrored borders.
     angle = math.radians(62.5)
-    theta = torch.tensor([[math.cos(angle), math.sin(angle), 0.0], [-math.sin(angle), math.cos(angle), 0.0]])
     y, x = torch.meshgrid(torch.arange(13.0) - 6.0, torch.arange(17.0) - 8.0, indexing="ij")
-    source = torch.stack([theta[0, 0] * x + theta[0, 1] * y, theta[1, 0] * x + theta[1, 1] * y], dim=-1)
+    cosine, sine = math.cos(angle), math.sin(angle)
+    source = torch.stack([cosine * x - sine * y, sine * x + cosine * y], dim=-1)  # counter-clockwise, as F.rotate
     grid = (source / torch.tensor([8.5, 6.5])).expand(2, -1, -1, -1)
     for mode in ("nearest", "bilinear"):
         output = torch.nn.functional.grid_sample(
@@ -136,7 +137,7 @@ def auto() -> dict[str, np.ndarray]:
     operator = v2.RandAugment()
     numbers, magnitudes, moved = [], [], []
     for number, name in enumerate(names[: names.index("Posterize")]):
-        greatest = {"Rotate": 30.0, "TranslateX": 7.7, "TranslateY": 5.9}.get(name, 0.7)
+        greatest = {"Rotate": 28.7, "TranslateX": 7.7, "TranslateY": 5.9}.get(name, 0.7)
         for magnitude in (greatest, -0.6 * greatest):
             output = operator._apply_image_or_video_transform(
                 real(SMALL), name, magnitude, v2.InterpolationMode.NEAREST, {}

@@ -17,6 +17,10 @@ def golden():
     return np.load(GOLDEN / "augment_auto.npz")
 
 
+def layers(operations):
+    return [auto.Operation(*layer) for layer in zip(*operations, strict=True)]
+
+
 apply = jax.jit(auto.apply_operation, static_argnames=("interpolation", "fill"))
 
 
@@ -54,7 +58,7 @@ def test_segmentation_follows_what_moves_and_nothing_else(golden):
     segmentation = jnp.asarray(images[..., 0], jnp.int32)
     numbers = np.arange(len(auto.OPERATIONS))
     magnitudes = np.where(numbers <= auto.NUMBER["Rotate"], 3.0, 0.5) * (numbers > 0)
-    magnitudes[1:3] = 0.3
+    magnitudes[1:6] = (0.3, 0.3, 3.0, 3.0, 20.0)
     moved, followed = run(images, numbers, magnitudes, segmentation)
     moving = slice(0, auto.NUMBER["Brightness"])
     assert followed.dtype == jnp.int32
@@ -72,14 +76,15 @@ def test_colour_leaves_other_channel_counts_alone(channels):
 
 def test_magnitudes_are_torchvision_s(golden):
     fraction = jax.random.uniform(jax.random.key(1), (600, 4))
+    draw = jax.jit(lambda fraction, level: auto.draw_randaugment(fraction, 13, 17, 2, level))
     signs = set()
     for level in (0, 9, 30):
-        for operation in auto.draw_randaugment(fraction, 13, 17, 2, level):
+        for operation in layers(draw(fraction, level)):
             expected = golden["RandAugment"][np.asarray(operation.number), level]
             np.testing.assert_allclose(np.abs(operation.magnitude), expected, atol=1e-5)
             signs |= set(np.unique(np.sign(operation.magnitude)))
     assert signs == {-1.0, 0.0, 1.0}
-    drawn = auto.draw_trivialaugment(fraction)
+    (drawn,) = layers(auto.draw_trivialaugment(fraction))
     level = np.minimum((np.asarray(fraction[:, 2]) * 31).astype(int), 30)
     expected = golden["TrivialAugmentWide"][np.asarray(drawn.number), level]
     np.testing.assert_allclose(np.abs(drawn.magnitude), expected, atol=1e-4)
@@ -89,6 +94,6 @@ def test_magnitudes_are_torchvision_s(golden):
 
 def test_operations_are_drawn_evenly():
     fraction = jax.random.uniform(jax.random.key(2), (7000, 4))
-    for operation in auto.draw_randaugment(fraction, 64, 64, 2, 9):
+    for operation in layers(auto.draw_randaugment(fraction, 64, 64, 2, 9)):
         count = np.bincount(operation.number, minlength=14)
         assert np.sum((count - 500) ** 2 / 500) < 34.5  # chi-squared, 13 degrees of freedom, p = 0.001

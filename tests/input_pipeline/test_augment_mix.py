@@ -55,11 +55,12 @@ def test_erasing_equals_torchvision(golden):
 
 
 def test_erased_boxes_are_those_of_torchvision_for_the_same_numbers(drawn):
-    ours = np.column_stack(mixing.draw_erase(jnp.asarray(drawn["erase"]), 13, 17, 1.0))
+    draw = jax.jit(lambda fraction, probability: mixing.draw_erase(fraction, 13, 17, probability))
+    ours = np.column_stack(draw(drawn["erase"], 1.0))
     erased = ours[:, 2] > 0
     np.testing.assert_array_equal(erased, drawn["erase_drawn"][:, 2] > 0)
     np.testing.assert_array_equal(ours[erased], drawn["erase_drawn"][erased])
-    few = np.asarray(mixing.draw_erase(jnp.asarray(drawn["erase"]), 13, 17, 0.3).height) > 0
+    few = np.asarray(draw(drawn["erase"], 0.3).height) > 0
     np.testing.assert_array_equal(few, erased & (drawn["erase"][:, 20] < 0.3))
 
 
@@ -88,7 +89,7 @@ def test_cutmix_boxes_and_shares_are_those_of_torchvision(drawn, monkeypatch):
 def test_shares_follow_the_beta_distribution(alpha):
     stats = pytest.importorskip("scipy.stats")
     fraction = jax.random.uniform(jax.random.key(7), (20000, 2))
-    sample = np.asarray(symmetric_beta(fraction, alpha), np.float64)
+    sample = np.asarray(jax.jit(symmetric_beta)(fraction, alpha), np.float64)
     assert np.all((sample >= 0) & (sample <= 1))
     # Points, not the sample: float32 rounds tiny shares to 0, which a Kolmogorov-Smirnov test would count.
     for point in (0.01, 0.05, 0.2, 0.5, 0.7, 0.95, 0.99):
@@ -109,8 +110,12 @@ def test_padding_is_neither_mixed_nor_mixed_in(alphas):
     images = jnp.where(valid[:, None, None, None], 1.0, jnp.nan) * jnp.ones((5, 6, 6, 1))
     targets = jnp.where(valid[:, None], jnp.eye(5), 9.0)
     fraction = jax.random.uniform(jax.random.key(0), (5, 5))
-    mix = mixing.draw_mix(fraction, valid, 6, 6, **alphas)
-    mixed, mixed_targets, _ = mixing.apply_mix(images, targets, None, mix)
+
+    @jax.jit
+    def run(fraction, valid, images, targets):
+        return mixing.apply_mix(images, targets, None, mixing.draw_mix(fraction, valid, 6, 6, **alphas))
+
+    mixed, mixed_targets, _ = run(fraction, valid, images, targets)
     assert np.all(np.isfinite(mixed[:3]))
     np.testing.assert_allclose(mixed_targets.sum(axis=1)[:3], 1.0, atol=1e-6)
     np.testing.assert_array_equal(mixed_targets[3:], targets[3:])

@@ -1,9 +1,12 @@
-"""Weights made by a formula, for comparing a model with its reference implementation with or without that library.
+"""Weights made by a formula, for comparing a model with its reference implementation with or without that
+library.
 
-`python -m tests.research.models.reference` writes `golden_logits.json` anew from whichever of Keras and timm the
-environment holds (they need separate environments, see shared/reference/README.md, with flax and pytest added).
+`python -m tests.research.models.reference` writes `golden_logits.json` anew from whichever of Keras and timm
+the environment holds (they need separate environments, see shared/reference/README.md, with flax and pytest
+added).
 """
 
+import functools
 import importlib.util
 import json
 import math
@@ -28,7 +31,7 @@ REFERENCES = {
 
 
 def formula(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers in [-1, 1) that look uniform and depend on nothing but the name and the shape (integer hashing)."""
+    """Numbers in [-1, 1) that look uniform and depend on the name and the shape alone (integer hashing)."""
     with np.errstate(over="ignore"):
         bits = np.arange(math.prod(shape), dtype=np.uint64) + np.uint64(zlib.crc32(name.encode()))
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 0x9E3779B97F4A7C15)):
@@ -41,7 +44,7 @@ def images(size: int, channels: int = 3) -> np.ndarray:
 
 
 def model_and_variables(name: str, classes: int = CLASSES) -> tuple[nn.Module, dict]:
-    """The model and variables from the formula: activations keep their scale, running statistics are not trivial."""
+    """The model and variables from the formula; activations keep their scale, statistics are not trivial."""
     model = registry.create(name, num_classes=classes)
     shapes = jax.eval_shape(
         lambda: model.init(jax.random.key(0), {"image": np.zeros((1, 75, 75, 3), np.float32)}, train=False)
@@ -61,7 +64,7 @@ def model_and_variables(name: str, classes: int = CLASSES) -> tuple[nn.Module, d
 
 
 def conv_batch_norm_paths(model: nn.Module) -> list[tuple[str, ...]]:
-    """Paths of the ConvBatchNorm modules in the order of their calls, which is Keras's order of construction."""
+    """Paths of the ConvBatchNorm modules in the order of their calls, Keras's order of construction."""
     paths = []
 
     def note(call, args, kwargs, context):
@@ -82,7 +85,7 @@ def _at(tree, path):
 
 
 def keras_model(name: str, size: int, model: nn.Module, variables: dict):
-    """The Keras application with these variables, and its number of parameters. The caller sets KERAS_BACKEND."""
+    """The Keras application with these variables, and its number of parameters."""
     import keras
 
     build = getattr(keras.applications, REFERENCES[name][1])
@@ -107,7 +110,9 @@ def keras_model(name: str, size: int, model: nn.Module, variables: dict):
         norm.set_weights([params["norm"]["bias"], statistics["mean"], statistics["var"]])
     for block, params in variables["params"]["backbone"].items():
         if block.startswith("block"):
-            reference.get_layer(f"{block}_conv").set_weights([params["conv"]["kernel"], params["conv"]["bias"]])
+            reference.get_layer(f"{block}_conv").set_weights(
+                [params["conv"]["kernel"], params["conv"]["bias"]]
+            )
     logits = variables["params"]["head"]["logits"]
     reference.get_layer("predictions").set_weights([logits["kernel"], logits["bias"]])
     return reference, reference.count_params()
@@ -123,7 +128,9 @@ def torch_state(variables: dict) -> dict[str, np.ndarray]:
         module = module.replace("_", ".", 1) if module.startswith("layer") else module
         if kind == "kernel":
             value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-        name = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}.get(kind, kind)
+        name = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}.get(
+            kind, kind
+        )
         state[f"{module}.{name}"] = value
     return state
 
@@ -142,8 +149,9 @@ def reference_logits(name: str, size: int, model: nn.Module, variables: dict) ->
         return reference(torch.tensor(images(size)).permute(0, 3, 1, 2)).numpy()
 
 
+@functools.cache
 def import_timm():
-    """torch and timm; torchvision's compiled operators do not load beside a CPU build of torch, so declare them."""
+    """torch and timm; torchvision's operators do not load beside a CPU build of torch: declare them."""
     import torch
 
     library = torch.library.Library("torchvision", "DEF")
@@ -153,9 +161,9 @@ def import_timm():
         "ps_roi_pool _ps_roi_pool_backward deform_conv2d _deform_conv2d_backward"
     ).split():
         library.define(f"{operator}(Tensor x) -> Tensor")
-    import_timm.library = library  # the declarations live as long as this object
     import timm
 
+    timm.operator_declarations = library  # which live as long as this object
     return torch, timm
 
 

@@ -19,12 +19,13 @@ ROOT = pathlib.Path(__file__).parents[3]
 
 
 def read_events(directory):
+    return [event for path in sorted(pathlib.Path(directory).iterdir()) for event in read_file(path)]
+
+
+def read_file(path):
     from tensorboardX.proto import event_pb2
 
-    events = []
-    for path in sorted(pathlib.Path(directory).glob("events.out.tfevents.*")):
-        events += [event_pb2.Event.FromString(payload) for payload in records.read_frames(path)]  # checks the CRCs
-    return events
+    return [event_pb2.Event.FromString(frame[12:-4]) for frame in records.read_frames(path)]  # checks the CRCs
 
 
 def values(events):
@@ -33,8 +34,8 @@ def values(events):
 
 def write_everything(directory):
     metrics = writer.MetricWriter(directory)
-    metrics.write_hparams({"learning_rate": 1e-3, "amsgrad": True, "loss": "focal", "head": (64, 32), "seed": np.int64(3)},
-                          {"validation/macro_f1": None})  # fmt: skip
+    setting = {"learning_rate": 1e-3, "amsgrad": True, "loss": "focal", "head": (64, 32), "seed": np.int64(3)}
+    metrics.write_hparams(setting, {"validation/macro_f1": None})
     metrics.write_scalars(1, {"train/loss": np.float32(0.5), "train/rate": 2})
     metrics.write_scalars(2, {"train/loss": float("nan")})
     metrics.write_images(2, {"augmented": np.arange(2 * 5 * 7 * 3, dtype=np.uint8).reshape(2, 5, 7, 3)})
@@ -101,8 +102,7 @@ def test_resume_marks_what_to_purge(tmp_path):
     from tensorboardX.proto import event_pb2
 
     interrupted_run(tmp_path)
-    second = sorted(tmp_path.iterdir())[1]
-    events = [event_pb2.Event.FromString(payload) for payload in records.read_frames(second)]
+    events = read_file(sorted(tmp_path.iterdir())[1])
     assert events[0].file_version == "brain.Event:2"
     assert events[1].session_log.status == event_pb2.SessionLog.START and events[1].step == 4
 

@@ -1,0 +1,207 @@
+"""How do ingested images with roles become the files of a prepared dataset?
+
+Examples of a role are ordered by the SHA-256 of their id, as TFDS does, so that a program that reads the shards one
+after the other meets the classes mixed. Encoded images wait in a spool file between ingesting and this step, so that a
+raw file is read once and memory holds one image at a time.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from input_pipeline import tfds_metadata
+from input_pipeline.cli import atomic_write
+from input_pipeline.example_proto import encode_example
+from input_pipeline.ingest import Ingested
+from input_pipeline.records import RecordWriter, write_index
+from input_pipeline.studies.manifest import Manifest, RawExample
+
+SHARD_BYTES = 128 * 2**20
+"""A shard holds about this many bytes of images at most."""
+
+
+class Spool:
+    """Encoded images in one temporary file, appended once and read back in any order."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self._file = open(path, "w+b")
+        self._end = 0
+
+    def append(self, data: bytes) -> tuple[int, int]:
+        """Stores the bytes; returns where they lie (offset, size)."""
+        self._file.write(data)
+        place = (self._end, len(data))
+        self._end += len(data)
+        return place
+
+    def flush(self) -> None:
+        """Makes what has been appended readable."""
+        self._file.flush()
+
+    def read(self, place: tuple[int, int]) -> bytes:
+        """The bytes at (offset, size)."""
+        offset, size = place
+        data = os.pread(self._file.fileno(), size, offset)
+        if len(data) != size:
+            raise OSError(5, "a temporary file is shorter than what was written to it", str(self.path))
+        return data
+
+    def remove(self) -> None:
+        """Closes and deletes the file."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """An example whose image is stored: `facts` without the bytes, which lie at `place` in the spool."""
+
+    example: RawExample
+    facts: Ingested
+    place: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Assignment:
+    """Role, group and fold (or None) of an example."""
+
+    role: str
+    group: str
+    fold: int | None
+
+
+def record_order(kept: Sequence[Kept], assignments: Sequence[Assignment]) -> list[int]:
+    """Indices of the examples in the order in which they are stored: by role, then by hash of the id."""
+    key = [(a.role, hashlib.sha256(k.example.id.encode()).digest()) for k, a in zip(kept, assignments, strict=True)]
+    return sorted(range(len(kept)), key=key.__getitem__)
+
+
+def _shards(sizes: Sequence[int], limit: int) -> list[int]:
+    """Cuts examples of the given sizes into equal shards of about `limit` bytes at most; returns where each begins."""
+    total = sum(sizes)
+    count = max(1, -(-total // limit))
+    starts, passed = [0], 0
+    for index, size in enumerate(sizes):
+        if len(starts) < count and index > starts[-1] and passed + size / 2 >= total * len(starts) / count:
+            starts.append(index)
+        passed += size
+    return starts
+
+
+def _encode(kept: Kept, group: str, data: bytes, manifest: Manifest, captions: bool) -> bytes:
+    example, facts = kept.example, kept.facts
+    label = list(example.labels)
+    if not label and not manifest.multi_label:
+        label = [-1]
+    features = {
+        "image": data,
+        "image/height": facts.height,
+        "image/width": facts.width,
+        "image/channels": facts.channels,
+        "id": example.id.encode(),
+        "group": group.encode(),
+        "label": label,
+    }
+    if captions:
+        features["caption"] = (example.caption or "").encode()
+    return encode_example(features)
+
+
+def _write_role(
+    folder: pathlib.Path,
+    role: str,
+    members: Sequence[tuple[Kept, Assignment]],
+    manifest: Manifest,
+    spool: Spool,
+    shard_bytes: int,
+) -> tuple[list[int], int]:
+    """Writes the shards of a role; returns the records of each and the bytes of all."""
+    captions = any_captions(manifest)
+    starts = _shards([kept.place[1] for kept, _ in members], shard_bytes)
+    lengths, num_bytes = [], 0
+    for index, (start, end) in enumerate(zip(starts, [*starts[1:], len(members)], strict=True)):
+        path = folder / tfds_metadata.shard_name(manifest.study, role, index, len(starts))
+        with RecordWriter(path) as writer:
+            for kept, assignment in members[start:end]:
+                payload = _encode(kept, assignment.group, spool.read(kept.place), manifest, captions)
+                writer.write(payload)
+                num_bytes += len(payload)
+        lengths.append(end - start)
+    return lengths, num_bytes
+
+
+def any_captions(manifest: Manifest) -> bool:
+    """Whether the study has captions."""
+    return any(example.caption is not None for example in manifest.examples)
+
+
+def write_splits(
+    folder: pathlib.Path,
+    header: Mapping[str, object],
+    kept: Sequence[Kept],
+    assignments: Sequence[Assignment],
+    order: Sequence[int],
+) -> None:
+    """Writes `splits.json`: the header, and role, group, labels and fold of each id in record order."""
+    examples = {}
+    for i in order:
+        entry: dict = {"role": assignments[i].role, "group": assignments[i].group}
+        entry["label"] = list(kept[i].example.labels)
+        if assignments[i].fold is not None:
+            entry["fold"] = assignments[i].fold
+        examples[kept[i].example.id] = entry
+    head = json.dumps(dict(header), ensure_ascii=False, indent=1)
+    lines = ",\n".join(
+        f"  {json.dumps(key, ensure_ascii=False)}: {json.dumps(entry, ensure_ascii=False)}"
+        for key, entry in examples.items()
+    )
+    atomic_write(folder / "splits.json", f'{head[:-2]},\n "examples": {{\n{lines}\n }}\n}}\n')
+
+
+def write_dataset(
+    folder: pathlib.Path,
+    manifest: Manifest,
+    kept: Sequence[Kept],
+    assignments: Sequence[Assignment],
+    spool: Spool,
+    header: Mapping[str, object],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes shards, index, TFDS metadata and `splits.json` into an empty folder.
+
+    Args:
+        folder: where.
+        manifest: the study.
+        kept, assignments: the examples, in the same order.
+        spool: where their encoded images lie.
+        header: what `splits.json` says besides the examples.
+        shard_bytes: about how large a shard may become.
+    """
+    order = record_order(kept, assignments)
+    by_role: dict[str, list[tuple[Kept, Assignment]]] = collections.defaultdict(list)
+    for i in order:
+        by_role[assignments[i].role].append((kept[i], assignments[i]))
+    splits = {
+        role: _write_role(folder, role, members, manifest, spool, shard_bytes)
+        for role, members in sorted(by_role.items())
+    }
+    write_index(folder)
+    write_splits(folder, header, kept, assignments, order)
+    stored = {k.facts.channels for k in kept}
+    depth = max(k.facts.bit_depth for k in kept)
+    simulated = "simulated images of " if header.get("simulated") else ""
+    tfds_metadata.write(
+        folder,
+        manifest.study,
+        manifest.class_names,
+        manifest.multi_label,
+        (max(stored), depth),
+        any_captions(manifest),
+        splits,
+        f"{simulated}the study {manifest.study}, prepared by input_pipeline.prepare; roles by group: see splits.json.",
+    )

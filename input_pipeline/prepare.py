@@ -1,0 +1,380 @@
+"""How does a raw download become a prepared dataset?
+
+    python -m input_pipeline.prepare --study=NAME --source=RAW --out=DIR [--workers=N] [--seed=0] [--folds=K]
+        [--set key=value ...] [--max_bad=0.05]
+
+RAW is a folder or a .zip and is only read. DIR appears when it is complete, with TFRecord shards, an index, TFDS
+metadata, `splits.json` and `ingest_report.json`; the same input gives the same bytes, whatever the number of workers.
+Studies: hpa, blood_cells, folder (class folders), table (a CSV with paths and labels); their options are described in
+input_pipeline/studies/.
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from input_pipeline import duplicates, ingest_report, raw, splits
+from input_pipeline.assemble import Assignment, Kept, Spool, write_dataset
+from input_pipeline.building import building, check_target
+from input_pipeline.cli import UserError, atomic_write, progress, run
+from input_pipeline.image_headers import MAX_PIXELS
+from input_pipeline.ingest import Reader, ingest
+from input_pipeline.signatures import SIGNATURE
+from input_pipeline.simulate import MARKER
+from input_pipeline.studies import STUDIES, load
+from input_pipeline.studies.manifest import Manifest
+
+FRACTIONS = {"validation": 0.1, "calibration": 0.1, "test": 0.15}
+"""Shares of the examples that are carved out for the roles that the source does not provide."""
+
+MAX_BAD = 0.05
+"""Share of unreadable images above which nothing is written."""
+
+_FEW = 64
+"""Fewer images than this are read sooner than worker processes start."""
+
+_LONGEST_ID = 1024
+
+
+def _check_arguments(workers: int | None, seed: int, folds: int, max_bad: float, max_pixels: int) -> None:
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers={workers} must be at least 1.")
+    if seed < 0:
+        raise UserError(f"--seed={seed} must not be negative.")
+    if folds < 0 or folds == 1:
+        raise UserError(f"--folds={folds} must be 0 (no folds) or at least 2.")
+    if not 0 <= max_bad <= 1:
+        raise UserError(f"--max_bad={max_bad} must be a share between 0 and 1.")
+    if max_pixels < 1:
+        raise UserError(f"--max_pixels={max_pixels} must be positive.")
+
+
+def _check_fractions(fractions: Mapping[str, float]) -> dict[str, float]:
+    for role, fraction in fractions.items():
+        if role not in FRACTIONS or not 0 <= fraction < 1:
+            raise UserError(f"the fraction {role}={fraction} must be a share of {', '.join(FRACTIONS)}, 0 or more.")
+    complete = {**FRACTIONS, **fractions}
+    if sum(complete.values()) >= 1:
+        raise UserError(f"the fractions {complete} leave nothing to train on: lower them.")
+    return complete
+
+
+def _check_manifest(manifest: Manifest, source: raw.RawSource) -> None:
+    """Holds every study to the contract, whoever wrote it."""
+    ids = collections.Counter(example.id for example in manifest.examples)
+    repeated = [identifier for identifier, count in ids.items() if count > 1]
+    if repeated:
+        raise UserError(f"the id {raw.printable(repeated[0])} occurs twice in {source.path}: rename one.")
+    for example in manifest.examples:
+        if not example.id or len(example.id.encode("utf-8", "replace")) > _LONGEST_ID or not example.id.isprintable():
+            raise UserError(f"{raw.printable(example.id)!r} in {source.path} cannot be an id: rename the file.")
+        if any(not 0 <= label < len(manifest.class_names) for label in example.labels):
+            raise UserError(f"{example.id} in {source.path} has a label outside the classes.")
+    if not any(example.role in (None, "train") for example in manifest.examples):
+        raise UserError(f"{source.path} holds no image to train on: check --source and --study.")
+
+
+def _too_many(skipped: Sequence[tuple[str, str]], seen: int, total: int, max_bad: float) -> UserError:
+    reason, found = next(iter(ingest_report.by_reason(skipped).items()))
+    return UserError(
+        f"{len(skipped)} of the first {seen} images of {total} cannot be used, more than {max_bad:.0%} of all "
+        f"({found['count']} times: {reason}, for example {found['first'][0]}): download them again, or raise --max_bad."
+    )
+
+
+def _same_depth(kept: list[Kept], skipped: list[tuple[str, str]]) -> list[int]:
+    """Indices of the images of the more frequent bit depth; a batch has one data type."""
+    depths = collections.Counter(item.facts.bit_depth for item in kept)
+    if len(depths) < 2:
+        return list(range(len(kept)))
+    depth = max(depths, key=lambda d: (depths[d], d))
+    for item in kept:
+        if item.facts.bit_depth != depth:
+            skipped.append((item.example.id, f"{item.facts.bit_depth}-bit image in a {depth}-bit dataset"))
+    return [i for i, item in enumerate(kept) if item.facts.bit_depth == depth]
+
+
+class _Intake:
+    """Images read so far: encoded bytes in the spool, signatures in a file, all the rest in memory."""
+
+    def __init__(self, folder: pathlib.Path, reader: Reader, manifest: Manifest):
+        self.reader, self.manifest = reader, manifest
+        self.spool = Spool(folder / "images.spool")
+        self._signature_path = folder / "signatures.spool"
+        self._signatures = None
+        if reader.near_duplicates:
+            size = max(1, len(manifest.examples))
+            self._signatures = np.memmap(self._signature_path, SIGNATURE, "w+", shape=(size,))
+        self.kept: list[Kept] = []
+        self.skipped: list[tuple[str, str]] = []
+
+    def read_all(self, workers: int, max_bad: float) -> None:
+        """Reads every example of the manifest.
+
+        Raises:
+            UserError: as soon as more than `max_bad` of all images are known to be unusable.
+        """
+        examples = self.manifest.examples
+        outcomes = progress(ingest(self.reader, examples, workers), len(examples), "reading")
+        for example, found in zip(examples, outcomes, strict=True):
+            if found.error:
+                self.skipped.append((example.id, found.error))
+                if len(self.skipped) > max_bad * len(examples):
+                    seen = len(self.kept) + len(self.skipped)
+                    raise _too_many(self.skipped, seen, len(examples), max_bad)
+                continue
+            if self._signatures is not None:
+                self._signatures[len(self.kept)] = found.signature
+            place = self.spool.append(found.data)
+            self.kept.append(Kept(example, dataclasses.replace(found, data=b"", signature=None), place))
+        self.spool.flush()
+        rows = _same_depth(self.kept, self.skipped)
+        if len(self.skipped) > max_bad * len(examples):
+            raise _too_many(self.skipped, len(examples), len(examples), max_bad)
+        if len(rows) < len(self.kept):
+            self.kept = [self.kept[i] for i in rows]
+            if self._signatures is not None:
+                self._signatures[: len(rows)] = self._signatures[rows]
+
+    @property
+    def signatures(self) -> np.ndarray | None:
+        """Signatures of the images kept, `[N]`, or None."""
+        return None if self._signatures is None else self._signatures[: len(self.kept)]
+
+    def __enter__(self) -> "_Intake":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Deletes the temporary files."""
+        self.spool.remove()
+        self._signatures = None
+        self._signature_path.unlink(missing_ok=True)
+
+
+def _check_kept(manifest: Manifest, kept: Sequence[Kept], source: raw.RawSource) -> None:
+    found = {label for item in kept if item.example.role in (None, "train") for label in item.example.labels}
+    absent = [name for label, name in enumerate(manifest.class_names) if label not in found]
+    if absent and not manifest.multi_label:
+        raise UserError(
+            f"no image of the class {absent[0]} in {source.path} can be used for training: "
+            "restore its images or remove the class."
+        )
+
+
+def join_groups(clusters: Sequence[str], given: Sequence[str | None]) -> list[str]:
+    """Joins clusters of duplicates with the groups that the study gives (patients), transitively.
+
+    Args:
+        clusters: name of the cluster of each of N images.
+        given: group that the study gives it, or None.
+
+    Returns:
+        N names: the smallest given group in the joined set, or the cluster's name where none is given.
+    """
+    parent: dict[tuple[int, str], tuple[int, str]] = {}
+
+    def find(key: tuple[int, str]) -> tuple[int, str]:
+        parent.setdefault(key, key)
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    # Given groups sort before clusters, so that the smallest member of a set, its root, carries the name wanted.
+    for cluster, group in zip(clusters, given, strict=True):
+        first, second = sorted((find((1, cluster)), find((0, group)) if group is not None else find((1, cluster))))
+        parent[second] = first
+    return [find((1, cluster))[1] for cluster in clusters]
+
+
+def _assign(manifest: Manifest, kept: Sequence[Kept], groups: Sequence[str], header: Mapping) -> list[Assignment]:
+    """Roles and folds; the official test set stays out of the folds."""
+    labels = [item.example.labels for item in kept]
+    fixed = [item.example.role for item in kept]
+    roles = splits.assign_roles(labels, groups, fixed, header["fractions"], header["seed"], manifest.multi_label)
+    folds: Sequence[int] = [-1] * len(kept)
+    if header["folds"]:
+        folds = splits.assign_folds(
+            labels,
+            groups,
+            header["folds"],
+            header["seed"],
+            manifest.multi_label,
+            eligible=[
+                official != "test" and role not in (splits.UNLABELLED, splits.DUPLICATE_OF_TEST)
+                for official, role in zip(fixed, roles, strict=True)
+            ],
+            class_names=manifest.class_names,
+        )
+    return [
+        Assignment(role, group, int(fold) if fold >= 0 else None)
+        for role, group, fold in zip(roles, groups, folds, strict=True)
+    ]
+
+
+def prepare(
+    study: str,
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    workers: int | None = None,
+    seed: int = 0,
+    folds: int = 0,
+    options: Mapping[str, str] | None = None,
+    fractions: Mapping[str, float] | None = None,
+    simulated: bool = False,
+    max_bad: float = MAX_BAD,
+    max_pixels: int = MAX_PIXELS,
+    near_duplicates: bool = True,
+) -> dict:
+    """Prepares a dataset.
+
+    Args:
+        study: a name in `input_pipeline.studies.STUDIES`.
+        source: folder or .zip of the raw download.
+        out: folder that will appear.
+        workers: processes that read images; None for one for each core.
+        seed: of the carved roles and the folds.
+        folds: number of grouped stratified folds to store, or 0.
+        options: of the study, such as `{"channels": "green"}`.
+        fractions: shares of the carved roles, where they differ from `FRACTIONS`.
+        simulated: whether the images are simulated; also recognised by a file `SIMULATED.txt` in the source.
+        max_bad: share of unusable images above which nothing is written.
+        max_pixels: limit of pixels in an image.
+        near_duplicates: whether augmented and re-encoded copies are looked for, and not only identical images.
+
+    Returns:
+        The content of `ingest_report.json`.
+
+    Raises:
+        UserError: a mistake in the arguments or the data; nothing has been written then.
+    """
+    _check_arguments(workers, seed, folds, max_bad, max_pixels)
+    fractions = _check_fractions(fractions or {})
+    module, source, out = load(study), raw.open_source(source), pathlib.Path(out)
+    check_target(out, source.path)
+    manifest = module.scan(source, dict(options or {}))
+    _check_manifest(manifest, source)
+    simulated = simulated or any(name.rpartition("/")[2] == MARKER for name in source.names())
+    if workers is None:
+        workers = 1 if len(manifest.examples) < _FEW else len(os.sched_getaffinity(0))
+    reader = Reader(source, manifest.channels, max_pixels, near_duplicates)
+    header = {
+        "study": study,
+        "simulated": simulated,
+        "seed": seed,
+        "rule": splits.RULE,
+        "class_names": list(manifest.class_names),
+        "multi_label": manifest.multi_label,
+        "fractions": fractions,
+        "folds": folds,
+    }
+    with building(out) as folder, _Intake(folder, reader, manifest) as intake:
+        intake.read_all(workers, max_bad)
+        return _write(folder, intake, header, workers)
+
+
+def _write(folder: pathlib.Path, intake: _Intake, header: dict, workers: int) -> dict:
+    """Groups and splits what was read and writes the dataset; returns the report."""
+    manifest, source, kept = intake.manifest, intake.reader.source, intake.kept
+    _check_kept(manifest, kept, source)
+    ids = [item.example.id for item in kept]
+    labels = [item.example.labels or None for item in kept]
+    hashes = [item.facts.content_hash for item in kept]
+    clusters = duplicates.cluster(ids, labels, hashes, intake.signatures, workers)
+    groups = join_groups(clusters.groups, [item.example.group for item in kept])
+    assignments = _assign(manifest, kept, groups, header)
+    # Copies of official test images belong to no role: they are listed in the report, not stored.
+    stored = [i for i, a in enumerate(assignments) if a.role != splits.DUPLICATE_OF_TEST]
+    write_dataset(folder, manifest, [kept[i] for i in stored], [assignments[i] for i in stored], intake.spool, header)
+    intake.remove()
+    for warning in ingest_report.warnings(manifest, kept, assignments):
+        print(f"warning: {warning}", file=sys.stderr)
+    report = ingest_report.build(manifest, source, kept, intake.skipped, assignments, clusters.statistics, header)
+    atomic_write(folder / "ingest_report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return report
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m input_pipeline.prepare", description="Turns a raw download into a prepared dataset."
+    )
+    parser.add_argument("--study", required=True, help=", ".join(STUDIES))
+    parser.add_argument("--source", required=True, help="folder or .zip of the raw download; it is only read")
+    parser.add_argument("--out", required=True, help="folder that appears when the dataset is complete")
+    parser.add_argument("--workers", type=int, help="processes that read images (default: one for each core)")
+    parser.add_argument("--seed", type=int, default=0, help="of the carved roles and the folds (default 0)")
+    parser.add_argument("--folds", type=int, default=0, help="store K grouped stratified folds (default 0: none)")
+    parser.add_argument(
+        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="options of the study"
+    )
+    parser.add_argument(
+        "--max_bad", type=float, default=MAX_BAD, help=f"stop above this share of bad images (default {MAX_BAD})"
+    )
+    parser.add_argument(
+        "--max_pixels", type=int, default=MAX_PIXELS, help=f"limit of pixels in an image (default {MAX_PIXELS})"
+    )
+    parser.add_argument(
+        "--duplicates",
+        choices=("near", "exact"),
+        default="near",
+        help="look for augmented and re-encoded copies (near, default) or for identical images only (exact)",
+    )
+    return parser.parse_args(arguments)
+
+
+def _options(pairs: Sequence[str]) -> dict[str, str]:
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {pair} is no KEY=VALUE pair.")
+        options[key] = value
+    return options
+
+
+def _summary(report: dict, out: str) -> str:
+    counts, duplicated = report["counts"], report["duplicates"]
+    roles = ", ".join(f"{role} {entry['files']}" for role, entry in report["roles"].items())
+    lines = [
+        f"{out}: {counts['stored']} of {counts['read']} images stored ({roles})",
+        f"  repaired {counts['repaired']}, unusable {counts['skipped']}, left out by the study {counts['left_out']}",
+        f"  {duplicated['statistics']['groups']} groups of copies, {duplicated['exact_copies']} exact copies",
+    ]
+    if report["copies_of_test"]["count"]:
+        lines.append(f"  {report['copies_of_test']['count']} copies of official test images left out")
+    for part in ("skipped", "left_out"):
+        for reason, entry in list(report[part].items())[:5]:
+            lines.append(f"  {entry['count']} x {reason}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: prepares and prints a summary."""
+    flags = _parse(arguments)
+    report = prepare(
+        flags.study,
+        flags.source,
+        flags.out,
+        workers=flags.workers,
+        seed=flags.seed,
+        folds=flags.folds,
+        options=_options(flags.set),
+        max_bad=flags.max_bad,
+        max_pixels=flags.max_pixels,
+        near_duplicates=flags.duplicates == "near",
+    )
+    print(_summary(report, flags.out))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,116 @@
+"""Which two files make a prepared folder readable by TensorFlow Datasets (`tfds.builder_from_directory`)?
+
+`features.json` declares the features of an example and `dataset_info.json` the splits and shards; `label.labels.txt`
+holds the class names. They are written here, in TFDS's own layout (tensorflow_datasets/core/proto), because TFDS can
+write TFRecord datasets only through TensorFlow. An unlabelled image has the label -1 in a single-label dataset, which
+is TFDS's convention, and an empty list in a multi-label one.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from input_pipeline.cli import atomic_write
+
+VERSION = "1.0.0"
+_PREFIX = "tensorflow_datasets.core.features."
+
+
+def shard_name(study: str, role: str, index: int, count: int) -> str:
+    """TFDS's name of one shard: `hpa-train.tfrecord-00000-of-00002`."""
+    return f"{study}-{role}.tfrecord-{index:05d}-of-{count:05d}"
+
+
+def _scalar(dtype: str) -> dict:
+    return {
+        "pythonClassName": f"{_PREFIX}scalar.Scalar",
+        "tensor": {"shape": {}, "dtype": dtype, "encoding": "none"},
+    }
+
+
+def _text(description: str) -> dict:
+    return {"pythonClassName": f"{_PREFIX}text_feature.Text", "text": {}, "description": description}
+
+
+def features(num_classes: int, multi_label: bool, channels: int, bit_depth: int, captions: bool) -> dict:
+    """The content of `features.json`.
+
+    Args:
+        num_classes: number of classes.
+        multi_label: a list of labels instead of one.
+        channels: of the images after decoding.
+        bit_depth: 8 or 16.
+        captions: whether examples carry a caption.
+    """
+    image = {"shape": {"dimensions": ["-1", "-1", str(channels)]}, "dtype": f"uint{bit_depth}"}
+    if bit_depth == 16:
+        image["encodingFormat"] = "png"
+    label = {
+        "pythonClassName": f"{_PREFIX}class_label_feature.ClassLabel",
+        "classLabel": {"numClasses": str(num_classes)},
+    }
+    if multi_label:
+        label = {
+            "pythonClassName": f"{_PREFIX}sequence_feature.Sequence",
+            "sequence": {"feature": label, "length": "-1"},
+        }
+    content = {
+        "image": {"pythonClassName": f"{_PREFIX}image_feature.Image", "image": image},
+        "image/height": _scalar("int64"),
+        "image/width": _scalar("int64"),
+        "image/channels": _scalar("int64"),
+        "id": _text("unique name of the example"),
+        "group": _text("examples of one group stay on one side of every split"),
+        "label": label,
+    }
+    if captions:
+        content["caption"] = _text("text that belongs to the image")
+    return {
+        "pythonClassName": f"{_PREFIX}features_dict.FeaturesDict",
+        "featuresDict": {"features": dict(sorted(content.items()))},
+    }
+
+
+def dataset_info(study: str, description: str, splits: Mapping[str, tuple[Sequence[int], int]]) -> dict:
+    """The content of `dataset_info.json`.
+
+    Args:
+        study: name of the dataset.
+        description: one paragraph for people.
+        splits: role -> (records of each shard, bytes of all records).
+    """
+    return {
+        "name": study,
+        "version": VERSION,
+        "description": description,
+        "fileFormat": "tfrecord",
+        "moduleName": "input_pipeline.prepare",
+        "splits": [
+            {
+                "name": role,
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "numBytes": str(num_bytes),
+                "shardLengths": [str(length) for length in lengths],
+            }
+            for role, (lengths, num_bytes) in splits.items()
+        ],
+    }
+
+
+def write(
+    directory: pathlib.Path,
+    study: str,
+    class_names: Sequence[str],
+    multi_label: bool,
+    image: tuple[int, int],
+    captions: bool,
+    splits: Mapping[str, tuple[Sequence[int], int]],
+    description: str,
+) -> None:
+    """Writes the files into a prepared folder; `image` is (channels, bit depth), `splits` as in `dataset_info`."""
+    channels, bit_depth = image
+    declared = features(len(class_names), multi_label, channels, bit_depth, captions)
+    atomic_write(directory / "features.json", json.dumps(declared, indent=1) + "\n")
+    info = dataset_info(study, description, splits)
+    atomic_write(directory / "dataset_info.json", json.dumps(info, indent=1, ensure_ascii=False) + "\n")
+    atomic_write(directory / "label.labels.txt", "".join(f"{name}\n" for name in class_names))
