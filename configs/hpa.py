@@ -29,8 +29,8 @@ def get_config(presets: str = "") -> ConfigDict:
     """The demonstration, changed by the presets."""
     config = common.default()
     config.study = "hpa"
-    config.data.simulated.train = 2600
-    config.data.simulated.test = 200
+    config.data.simulated.train = 3000
+    config.data.simulated.test = 300
     config.data.augment.dihedral = True
     config.evaluation.tta = "dihedral"
     config.evaluation.submission_columns = ("Image", "Label")
@@ -45,13 +45,12 @@ def _demonstration(config: ConfigDict) -> None:
         "the preset `method` is the study's recipe"
     )
     config.image_size = 64
-    config.batch_size = 64
-    config.epochs = 14.0
-    config.model.options = ConfigDict({"widths": (24, 48, 96, 192)})
+    config.batch_size = 32
+    config.epochs = 20.0
+    config.model.options = ConfigDict({"widths": (16, 32, 64, 128)})
     config.loss.name = "sigmoid_cross_entropy"
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 4e-3
-    config.optimizer.weight_decay = 1e-2
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 3e-3
     config.schedule.name = "one_cycle"
 
 
@@ -69,7 +68,6 @@ def _method(config: ConfigDict) -> None:
     config.model.head = (512,)
     config.loss.name = "soft_f1"
     config.optimizer.name = "amsgrad"
-    config.optimizer.weight_decay = 0.0
     config.schedule.name = "constant"
     config.schedule.plateau_factor = 0.5
     config.schedule.plateau_floor = 1e-7

@@ -1,11 +1,12 @@
 """Which augmentations does a config ask for, and how are they composed on the device?
 
-`build(config)` returns an `Augment`: a pure function of a key and a batch, to be called inside the jitted train step.
-`before` works on images in 0..255: dihedral group or flips, rotation, affine, random resized crop (composed into one map
-and read once), colour jitter, RandAugment or TrivialAugment. `after` works on normalised images: erasing, mixup, cutmix.
+`build(config)` returns an `Augment`: a pure function of a key and a batch, to be called inside the jitted
+train step. `before` works on images in 0..255: dihedral group or flips, rotation, affine, random resized crop
+(composed into one map and read once), colour jitter, RandAugment or TrivialAugment. `after` works on
+normalised images: erasing, mixup, cutmix.
 
-An operation whose value is a plain 0, False or () is left out of the program. Values may be traced (an array inside
-`jax.vmap` over cohort members): the operation then stays in the program, and its rate is an input.
+An operation whose value is a plain 0, False or () is left out of the program. Values may be traced (an array
+inside `jax.vmap` over cohort members): the operation then stays in the program, and its rate is an input.
 """
 
 import dataclasses
@@ -74,7 +75,9 @@ def build(config: Mapping[str, Any]) -> "Augment":
     for key, value in settings.items():
         _check(key, value)
     if _on(settings["randaugment"]) and settings["trivialaugment"]:
-        raise UserError("augment.randaugment and augment.trivialaugment exclude each other; switch one of them off.")
+        raise UserError(
+            "augment.randaugment and augment.trivialaugment exclude each other; switch one of them off."
+        )
     return Augment(settings)
 
 
@@ -114,7 +117,9 @@ def _check_pair(key: str, name: str, value: Any) -> None:
     first, second = value
     if key == "randaugment":
         if not isinstance(first, int) or isinstance(first, bool) or not 1 <= first <= MOST_OPERATIONS:
-            raise UserError(f"{name} must begin with a whole number from 1 to {MOST_OPERATIONS}, not {first!r}.")
+            raise UserError(
+                f"{name} must begin with a whole number from 1 to {MOST_OPERATIONS}, not {first!r}."
+            )
         if not isinstance(second, jax.Array) and not (_is_number(second) and 0 <= second <= auto.LAST_BIN):
             raise UserError(f"{name} must end with a magnitude from 0 to {auto.LAST_BIN}, not {second!r}.")
         return
@@ -130,9 +135,9 @@ def _check_pair(key: str, name: str, value: Any) -> None:
 class Augment:
     """A composed augmentation; make it with `build`.
 
-    A batch is a dict with `image` [B, H, W, C], `valid` bool [B] (absent = all valid), `target` float [B, K] (needed
-    by mixup and cutmix) and optionally `segmentation` [B, H, W]; other entries pass through. Both stages may be given
-    the same key: they use different numbers of it.
+    A batch is a dict with `image` [B, H, W, C], `valid` bool [B] (absent = all valid), `target` float [B, K]
+    (needed by mixup and cutmix) and optionally `segmentation` [B, H, W]; other entries pass through. Both
+    stages may be given the same key: they use different numbers of it.
     """
 
     settings: Mapping[str, Any]
@@ -143,8 +148,19 @@ class Augment:
 
     def before(self, key: jax.Array, batch: Batch) -> Batch:
         """Geometry and colour. `image` uint8, uint16 or float32 in 0..255 -> float32 in 0..255."""
-        names = ("flip_horizontal", "flip_vertical", "dihedral", "rotation", "resized_crop", "translate", "scale",
-                 "shear", *JITTER, "randaugment", "trivialaugment")  # fmt: skip
+        names = (
+            "flip_horizontal",
+            "flip_vertical",
+            "dihedral",
+            "rotation",
+            "resized_crop",
+            "translate",
+            "scale",
+            "shear",
+            *JITTER,
+            "randaugment",
+            "trivialaugment",
+        )
         batch = {**batch, "image": to_float(batch["image"])}
         if not any(_on(self.settings[name]) for name in names):
             return batch
@@ -158,7 +174,8 @@ class Augment:
         """Erasing, mixup and cutmix. `image` float32, normalised.
 
         Raises:
-          UserError: mixup with a segmentation, whose class numbers cannot be blended, or mixing without `target`.
+          UserError: mixup with a segmentation, whose class numbers cannot be blended, or mixing without
+            `target`.
         """
         settings, image = self.settings, batch["image"]
         erasing, mixup, cutmix = (_on(settings[name]) for name in ("erasing", "mixup", "cutmix"))
@@ -169,21 +186,30 @@ class Augment:
         if erasing:
             erase = mixing.draw_erase(fraction["erase"], *image.shape[1:3], settings["erasing"])
             noise = settings["erasing_value"] == "noise"
-            image = mixing.apply_erase(image, erase, mixing.draw_noise(keys, image.shape[1:]) if noise else 0.0)
+            image = mixing.apply_erase(
+                image, erase, mixing.draw_noise(keys, image.shape[1:]) if noise else 0.0
+            )
         if not (mixup or cutmix):
             return {**batch, "image": image}
         if "target" not in batch:
-            raise UserError("augment.mixup and augment.cutmix mix targets, but this batch has none; set both to 0.")
+            raise UserError(
+                "augment.mixup and augment.cutmix mix targets, but this batch has none; set both to 0."
+            )
         segmentation = batch.get("segmentation")
         if mixup and segmentation is not None:
-            raise UserError("augment.mixup cannot blend a segmentation's classes; set it to 0 or use augment.cutmix.")
-        alphas = {"mixup": settings["mixup"] if mixup else None, "cutmix": settings["cutmix"] if cutmix else None}
+            raise UserError(
+                "augment.mixup cannot blend a segmentation's classes; set it to 0 or use augment.cutmix."
+            )
+        alphas = {
+            "mixup": settings["mixup"] if mixup else None,
+            "cutmix": settings["cutmix"] if cutmix else None,
+        }
         mix = mixing.draw_mix(fraction["mix"], _valid(batch), *image.shape[1:3], **alphas)
         image, target, segmentation = mixing.apply_mix(image, batch["target"], segmentation, mix)
         return _replaced({**batch, "target": target}, image=image, segmentation=segmentation)
 
     def _geometry(self, fraction, image, segmentation):
-        """Dihedral group, rotation, affine, then crop: selects alone where that will do, otherwise one read."""
+        """Dihedral group, rotation, affine, then crop: selects where they will do, otherwise one read."""
         settings = self.settings
         batch, height, width = image.shape[:3]
         flips = {name: settings[name] for name in ("flip_horizontal", "flip_vertical", "dihedral")}
@@ -211,7 +237,9 @@ class Augment:
         fill = settings["rotation_fill"]
         image = geometry.sample(image, y, x, interpolation=settings["interpolation"], fill=fill)
         if segmentation is not None:
-            segmentation = geometry.sample(segmentation[..., None], y, x, interpolation="nearest", fill=fill)[..., 0]
+            segmentation = geometry.sample(segmentation[..., None], y, x, interpolation="nearest", fill=fill)[
+                ..., 0
+            ]
         return image, segmentation
 
     def _jitter(self, fraction, image):
@@ -219,7 +247,9 @@ class Augment:
         strengths = {name: self.settings[name] for name in names if _on(self.settings[name])}
         if not strengths:
             return image
-        return color.apply_jitter(image, color.draw_jitter(fraction["jitter"], **strengths), hue="hue" in strengths)
+        return color.apply_jitter(
+            image, color.draw_jitter(fraction["jitter"], **strengths), hue="hue" in strengths
+        )
 
     def _auto(self, fraction, image, segmentation):
         settings = self.settings

@@ -1,8 +1,8 @@
 """How are RandAugment and TrivialAugment applied when every example of a batch draws another operation?
 
-All examples go through the same three kinds of work, and each takes the result of its own operation: one geometric map
-(identity for the others), one blend (brightness, colour, contrast, sharpness), one change of tone (posterize, solarize,
-autocontrast, equalize). Operations, ranges and bins are those of torchvision v2.
+All examples go through the same three kinds of work, and each takes the result of its own operation: one
+geometric map (identity for the others), one blend (brightness, colour, contrast, sharpness), one change of
+tone (posterize, solarize, autocontrast, equalize). Operations, ranges and bins are those of torchvision v2.
 
 References: Cubuk et al. 2020, "RandAugment" (arXiv:1909.13719); Müller & Hutter 2021, "TrivialAugment"
 (arXiv:2103.10158).
@@ -36,27 +36,31 @@ class Operation(NamedTuple):
 
 
 def draw_randaugment(fraction: jax.Array, height: int, width: int, count: int, magnitude) -> Operation:
-    """`count` operations per example, [count, B], each drawn evenly, at bin `magnitude` (0..30, may be traced).
+    """`count` operations per example, [count, B], each drawn evenly, at bin `magnitude` (0..30, may be
+    traced).
 
     `fraction` holds uniform numbers [B, >= 2 · count].
     """
     choice, sign = fraction[:, : 2 * count].reshape(-1, count, 2).T
     limits = (0.3, 150.0 / 331.0 * width, 150.0 / 331.0 * height, 30.0, 0.9, 4.0)
-    return _draw(choice, sign, jnp.broadcast_to(jnp.asarray(magnitude, jnp.float32) / LAST_BIN, choice.shape), limits)
+    return _draw(
+        choice, sign, jnp.broadcast_to(jnp.asarray(magnitude, jnp.float32) / LAST_BIN, choice.shape), limits
+    )
 
 
 def draw_trivialaugment(fraction: jax.Array) -> Operation:
-    """One operation and one bin per example, [1, B], drawn evenly ("Wide" ranges), from uniform numbers [B, >= 3]."""
+    """One operation and bin per example, [1, B], drawn evenly ("Wide" ranges); `fraction` is [B, >= 3]."""
     fraction = fraction.T[:, None]
     level = below(fraction[2], LAST_BIN + 1).astype(jnp.float32) / LAST_BIN
     return _draw(fraction[0], fraction[1], level, (0.99, 32.0, 32.0, 135.0, 0.99, 6.0))
 
 
 def _draw(choice: jax.Array, sign: jax.Array, level: jax.Array, limits: tuple) -> Operation:
-    """`limits`: greatest shear, x and y translation, rotation, blend strength, bits removed; `level` in 0..1."""
+    """`limits`: greatest shear, x, y translation, rotation, blend strength, bits removed; `level` in 0..1."""
     shear, translate_x, translate_y, rotation, strength, bits = limits
     number = below(choice, len(OPERATIONS))
-    # Reached by number: Identity; shears; translations; rotation; four blends; Posterize and Solarize; no magnitude.
+    # Reached by number: Identity; shears; translations; rotation; four blends; Posterize and Solarize; no
+    # magnitude.
     greatest = jnp.array(
         [0.0, shear, shear, translate_x, translate_y, rotation] + [strength] * 4 + [0.0] * 4, jnp.float32
     )
@@ -85,7 +89,9 @@ def apply_operation(
     y, x = geometry.positions(operation_matrix(operation, height, width), None, height, width)
     moved = geometry.sample(images, y, x, interpolation=interpolation, fill=fill)
     if segmentation is not None:
-        segmentation = geometry.sample(segmentation[..., None], y, x, interpolation="nearest", fill=fill)[..., 0]
+        segmentation = geometry.sample(segmentation[..., None], y, x, interpolation="nearest", fill=fill)[
+            ..., 0
+        ]
     result = moved
     for changed, first, last in (
         (_blended(images, operation), "Brightness", "Sharpness"),
@@ -99,7 +105,7 @@ def apply_operation(
 def apply_operations(
     images: jax.Array, segmentation: jax.Array | None, operations: Operation, *, interpolation: str, fill: str
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Applies `operations` [n, B] one after the other; see `apply_operation`. A loop, so that it compiles once."""
+    """Applies `operations` [n, B] in turn; see `apply_operation`. A loop, so that it compiles once."""
 
     def step(carried, operation: Operation):
         return apply_operation(*carried, operation, interpolation=interpolation, fill=fill), None

@@ -1,11 +1,12 @@
 """What do the colour operations of torchvision v2 do to a batch, with other parameters for every example?
 
-Images are float32 [B, H, W, C] in 0..255 and stay there; parameters are [B]. Operations which need colour (saturation,
-hue) change images of three channels only and leave the others alone, as torchvision does with grey images. For other
-channel counts "grey" is the mean of the channels.
+Images are float32 [B, H, W, C] in 0..255 and stay there; parameters are [B]. Operations which need colour
+(saturation, hue) change images of three channels only and leave the others alone, as torchvision does with
+grey images. For other channel counts "grey" is the mean of the channels.
 
-Values are not rounded between operations (torchvision's float images); posterize, solarize and equalize return exactly
-what torchvision returns for uint8 when the values are whole, autocontrast after truncation to uint8.
+Values are not rounded between operations (torchvision's float images); posterize, solarize and equalize
+return exactly what torchvision returns for uint8 when the values are whole, autocontrast after truncation to
+uint8.
 """
 
 import itertools
@@ -25,7 +26,9 @@ GREY_WEIGHTS = (0.2989, 0.587, 0.114)
 class Jitter(NamedTuple):
     """Parameters of `ColorJitter` per example; `order` holds the numbers of the operations that are on."""
 
-    order: jax.Array  # int32 [B, number of operations]: BRIGHTNESS, CONTRAST, SATURATION, HUE, first one first
+    order: (
+        jax.Array
+    )  # int32 [B, number of operations]: BRIGHTNESS, CONTRAST, SATURATION, HUE, first one first
     brightness: jax.Array  # [B] factor, 1 = unchanged
     contrast: jax.Array  # [B] factor
     saturation: jax.Array  # [B] factor
@@ -96,14 +99,15 @@ def adjust_hue(images: jax.Array, shift: jax.Array) -> jax.Array:
     return jnp.stack([channel(5.0), channel(3.0), channel(1.0)], axis=-1)
 
 
-# -------------------------------------------------------------------------------------------------------- colour jitter
+# ---------------------------------------------------------------------------------------------- colour jitter
 
 
 def draw_jitter(fraction: jax.Array, *, brightness=None, contrast=None, saturation=None, hue=None) -> Jitter:
     """Parameters as `torchvision.transforms.v2.ColorJitter` draws them.
 
-    `fraction` holds uniform numbers [B, 5]. Each of the four is None (left out of the order) or a strength x, which may be traced: factors are
-    U(max(0, 1 - x), 1 + x), the hue shift is U(-x, x). The order is a uniform permutation per example.
+    `fraction` holds uniform numbers [B, 5]. Each of the four is None (left out of the order) or a strength x,
+    which may be traced: factors are U(max(0, 1 - x), 1 + x), the hue shift is U(-x, x). The order is a
+    uniform permutation per example.
     """
     strengths = (brightness, contrast, saturation, hue)
     on = [number for number, strength in enumerate(strengths) if strength is not None]
@@ -119,9 +123,9 @@ def draw_jitter(fraction: jax.Array, *, brightness=None, contrast=None, saturati
 def apply_jitter(images: jax.Array, jitter: Jitter, *, hue: bool) -> jax.Array:
     """Applies each example's operations in its own order.
 
-    Brightness, contrast and saturation are blends that differ in what they blend with, so one blend per place in the
-    order serves all examples. `hue` says whether HUE is in the order; hue, the dear one, is evaluated once, between the
-    blends that come before it and those that come after.
+    Brightness, contrast and saturation are blends that differ in what they blend with, so one blend per place
+    in the order serves all examples. `hue` says whether HUE is in the order; hue, the dear one, is evaluated
+    once, between the blends that come before it and those that come after.
     """
     order = jitter.order
     if not hue:
@@ -145,8 +149,8 @@ def _without_hue(order: jax.Array) -> jax.Array:
 def _apply_blends(images: jax.Array, order: jax.Array, active: jax.Array, jitter: Jitter) -> jax.Array:
     """The blends of `order` [B, n] where `active` [B, n].
 
-    A loop, not n copies: it compiles once, and what it carries is computed once, whereas XLA would fuse one place into
-    both the mean and the pixels of the next and so repeat the work behind it.
+    A loop, not n copies: it compiles once, and what it carries is computed once, whereas XLA would fuse one
+    place into both the mean and the pixels of the next and so repeat the work behind it.
     """
     if order.shape[1] == 0:
         return images
@@ -169,10 +173,12 @@ def _apply_blend(images: jax.Array, operation: jax.Array, active: jax.Array, jit
 
 def blend_target(images: jax.Array, contrast: jax.Array, saturation: jax.Array) -> jax.Array:
     """What each example is blended with: its mean grey, its grey image, or black. [B, H, W, 1]."""
-    return jnp.where(_per_image(contrast), mean_grey(images), jnp.where(_per_image(saturation), grey(images), 0.0))
+    return jnp.where(
+        _per_image(contrast), mean_grey(images), jnp.where(_per_image(saturation), grey(images), 0.0)
+    )
 
 
-# ------------------------------------------------------------------------------------- operations of the AutoAugment set
+# -------------------------------------------------------------------------- operations of the AutoAugment set
 
 
 def smooth(images: jax.Array) -> jax.Array:
@@ -211,12 +217,15 @@ def autocontrast(images: jax.Array) -> jax.Array:
 
 
 def equalize(images: jax.Array) -> jax.Array:
-    """Equalises the histogram of each channel of each image, on values truncated to whole numbers (Pillow's rule)."""
+    """Equalises each channel's histogram in each image (Pillow's rule), on values truncated to whole ones."""
     batch, height, width, channels = images.shape
-    # One table of channels · 256 levels per image; a value's place in it is its level plus its channel's offset.
+    # One table of channels · 256 levels per image; a value's place in it is its level plus its channel's
+    # offset.
     places = jnp.clip(images, 0.0, 255.0).astype(jnp.int32) + 256 * jnp.arange(channels)
     places = places.reshape(batch, -1)
-    counts = jax.vmap(lambda at: jnp.zeros(channels * 256, jnp.int32).at[at].add(1, mode="promise_in_bounds"))(places)
+    counts = jax.vmap(
+        lambda at: jnp.zeros(channels * 256, jnp.int32).at[at].add(1, mode="promise_in_bounds")
+    )(places)
     counts = counts.reshape(batch, channels, 256)
     total = jnp.cumsum(counts, axis=-1)
     # The last occupied level does not count: `argmax` finds the first place where the sum is complete.

@@ -1,12 +1,14 @@
 """How are flips, rotation, shear, translation, scaling and random resized crops applied with one gather?
 
-Every operation is a map from output pixels to input pixels. The maps of one batch are composed first, and the images are
-read once, so that nothing is blurred twice and the cost does not grow with the number of operations. Pixel positions
-are centred: (0, 0) is the middle of the image, x to the right and y down, one unit per pixel.
+Every operation is a map from output pixels to input pixels. The maps of one batch are composed first, and the
+images are read once, so that nothing is blurred twice and the cost does not grow with the number of
+operations. Pixel positions are centred: (0, 0) is the middle of the image, x to the right and y down, one
+unit per pixel.
 
-Semantics are those of torchvision v2 (`F.affine`, `F.rotate`, `F.resized_crop`, `RandomAffine`, `RandomResizedCrop`):
-same matrices, same rounding of crops and translations, nearest or bilinear reading, fill 0. `fill="reflect"` mirrors the
-image at its border instead (Keras' `fill_mode="reflect"`, torch's `padding_mode="reflection"`).
+Semantics are those of torchvision v2 (`F.affine`, `F.rotate`, `F.resized_crop`, `RandomAffine`,
+`RandomResizedCrop`): same matrices, same rounding of crops and translations, nearest or bilinear reading,
+fill 0. `fill="reflect"` mirrors the image at its border instead (Keras' `fill_mode="reflect"`, torch's
+`padding_mode="reflection"`).
 """
 
 import math
@@ -23,7 +25,7 @@ CROP_TRIES = 10
 
 
 class Dihedral(NamedTuple):
-    """One element of the symmetry group of the square per example: transposed first, then flipped. bool [B] each."""
+    """One symmetry of the square per example: transposed first, then flipped. bool [B] each."""
 
     transpose: jax.Array
     flip_horizontal: jax.Array
@@ -49,7 +51,7 @@ class Crop(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """Output to input position: x' = xx·x + xy·y + x0, y' = yx·x + yy·y + y0, in centred pixels. float32 [B] each."""
+    """Output to input position: x' = xx·x + xy·y + x0, y' = yx·x + yy·y + y0 (centred). float32 [B] each."""
 
     xx: jax.Array
     xy: jax.Array
@@ -59,13 +61,14 @@ class Matrix(NamedTuple):
     y0: jax.Array
 
 
-# ---------------------------------------------------------------------------------------------------------------- draw
+# ------------------------------------------------------------------------------------------------------- draw
 
 
 def draw_dihedral(
     fraction: jax.Array, *, flip_horizontal: bool, flip_vertical: bool, dihedral: bool, square: bool
 ) -> Dihedral:
-    """Flips with probability 1/2 each; `dihedral` draws all eight elements evenly (four where H differs from W).
+    """Flips with probability 1/2 each; `dihedral` draws all eight elements evenly (four where H differs from
+    W).
 
     `fraction` holds uniform numbers [B, 3].
     """
@@ -102,7 +105,8 @@ def draw_affine(
 
 
 def draw_boxes(fraction: jax.Array, height: int, width: int, scale, ratio: tuple[float, float]):
-    """Height and width [B, tries] of boxes of an area fraction U(scale) and a width:height ratio log-U(ratio).
+    """Height and width [B, tries] of boxes of an area fraction U(scale) and a width:height ratio
+    log-U(ratio).
 
     `fraction` holds uniform numbers [B, tries, >= 2]; sides are rounded half to even, as in torchvision.
     """
@@ -144,11 +148,12 @@ def draw_crop(fraction: jax.Array, height: int, width: int, scale: tuple) -> Cro
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ compose
+# ---------------------------------------------------------------------------------------------------- compose
 
 
 def affine_matrix(affine: Affine, center: tuple[float, float] = (0.0, 0.0)) -> Matrix:
-    """The inverse of T · C · R(angle) · S(scale) · SHy · SHx · C⁻¹ (torchvision's `_get_inverse_affine_matrix`).
+    """The inverse of T · C · R(angle) · S(scale) · SHy · SHx · C⁻¹ (torchvision's
+    `_get_inverse_affine_matrix`).
 
     `center` is the fixed point (x, y), in pixels from the middle of the image.
     """
@@ -184,8 +189,8 @@ def after_dihedral(matrix: Matrix, dihedral: Dihedral) -> Matrix:
 def positions(matrix: Matrix, crop: Crop | None, height: int, width: int) -> tuple[jax.Array, jax.Array]:
     """Input position of every output pixel, in array indices (0 = middle of the first pixel).
 
-    With a crop, "`matrix` first, then the crop": positions are held inside the crop's outermost pixel centres, which is
-    how a crop that is cut out and then resized behaves at its border.
+    With a crop, "`matrix` first, then the crop": positions are held inside the crop's outermost pixel
+    centres, which is how a crop that is cut out and then resized behaves at its border.
 
     Returns:
       y and x, float32 [B, H, W].
@@ -202,7 +207,7 @@ def positions(matrix: Matrix, crop: Crop | None, height: int, width: int) -> tup
     return yx * x + yy * y + (y0 + (height - 1) / 2), xx * x + xy * y + (x0 + (width - 1) / 2)
 
 
-# -------------------------------------------------------------------------------------------------------------- apply
+# ------------------------------------------------------------------------------------------------------ apply
 
 
 def apply_dihedral(images: jax.Array, dihedral: Dihedral, *, square: bool = True) -> jax.Array:
@@ -251,14 +256,14 @@ def sample(images: jax.Array, y: jax.Array, x: jax.Array, *, interpolation: str,
         weight = (1.0 - jnp.abs(y - low_y - row)).reshape(batch, -1, 1)
         return total + weight * (left + (right - left) * part_x), None
 
-    # A loop over the upper and the lower row: XLA would fuse straight code into everything that reads the result, and
-    # gather again for each reader (on CPU, mixup after a rotation took six times as long).
+    # A loop over the upper and the lower row: XLA would fuse straight code into everything that reads the
+    # result, and gather again for each reader (on CPU, rotation with mixup took four times as long).
     total, _ = jax.lax.scan(add_row, jnp.zeros(pixels.shape, jnp.float32), jnp.array([0.0, 1.0], jnp.float32))
     return total.reshape(images.shape)
 
 
 def _reflect(position: jax.Array, extent: int) -> jax.Array:
-    """Mirrors positions at -1/2 and extent - 1/2, as often as needed, then holds them inside the pixel centres."""
+    """Mirrors positions at -1/2 and extent - 1/2, as often as needed; stays between pixel centres."""
     shifted = position + 0.5
     shifted = shifted - 2.0 * extent * jnp.floor(shifted / (2.0 * extent))
     return jnp.clip(jnp.minimum(shifted, 2.0 * extent - shifted) - 0.5, 0.0, extent - 1.0)
@@ -275,5 +280,6 @@ def _gather(pixels: jax.Array, y: jax.Array, x: jax.Array, height: int, width: i
     row = jnp.clip(y, 0, height - 1).astype(jnp.int32)
     column = jnp.clip(x, 0, width - 1).astype(jnp.int32)
     index = (row * width + column).reshape(pixels.shape[0], -1)
-    # A gather batched over the examples stays on the device that holds them; one over the flattened batch would not.
+    # A gather batched over the examples stays on the device that holds them; one over the flattened batch
+    # would not.
     return jax.vmap(lambda image, at: image.at[at].get(mode="promise_in_bounds"))(pixels, index)

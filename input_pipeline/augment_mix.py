@@ -1,16 +1,16 @@
 """How are parts of an image erased or mixed with another image of the batch?
 
-These run on normalised images, after everything else. Semantics are those of torchvision v2 (`RandomErasing`, `MixUp`,
-`CutMix`), except that every example draws its own λ and box, where torchvision draws one for the whole batch: the
-distribution for one example is the same. Every valid example is paired with the valid example before it (the first
-with the last), as torchvision does by rolling the batch by one; padding is neither mixed nor mixed in, so the pairs
-do not depend on how a batch was padded.
+These run on normalised images, after everything else. Semantics are those of torchvision v2 (`RandomErasing`,
+`MixUp`, `CutMix`), except that every example draws its own λ and box, where torchvision draws one for the
+whole batch: the distribution for one example is the same. Every valid example is paired with the valid
+example before it (the first with the last), as torchvision does by rolling the batch by one; padding is
+neither mixed nor mixed in, so the pairs do not depend on how a batch was padded.
 
-Targets are mixed linearly, λ·own + (1 - λ)·partner, multi-hot targets too: a label that only one of the two images has
-then gets the weight of that image.
+Targets are mixed linearly, λ·own + (1 - λ)·partner, multi-hot targets too: a label that only one of the two
+images has then gets the weight of that image.
 
-References: Zhong et al. 2017, "Random Erasing" (arXiv:1708.04896); Zhang et al. 2018, "mixup" (arXiv:1710.09412);
-Yun et al. 2019, "CutMix" (arXiv:1905.04899).
+References: Zhong et al. 2017, "Random Erasing" (arXiv:1708.04896); Zhang et al. 2018, "mixup"
+(arXiv:1710.09412); Yun et al. 2019, "CutMix" (arXiv:1905.04899).
 """
 
 from typing import NamedTuple
@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from input_pipeline.augment_geometry import draw_boxes, first_fitting
 from input_pipeline.augment_random import below, symmetric_beta
 
-# Defaults of torchvision's RandomErasing: area fraction, aspect ratio, and how often an impossible box is drawn again.
+# Defaults of torchvision's RandomErasing: area fraction, aspect ratio, and how often an impossible box is
+# drawn again.
 ERASE_SCALE = (0.02, 0.33)
 ERASE_RATIO = (0.3, 3.3)
 ERASE_TRIES = 10
@@ -53,11 +54,12 @@ def inside_box(height: int, width: int, top, left, bottom, right) -> jax.Array:
     return (y >= top) & (y < bottom) & (x >= left) & (x < right)
 
 
-# ------------------------------------------------------------------------------------------------------------- erasing
+# ---------------------------------------------------------------------------------------------------- erasing
 
 
 def draw_erase(fraction: jax.Array, height: int, width: int, probability) -> Erase:
-    """Boxes as `torchvision.transforms.v2.RandomErasing` draws them: 10 tries for a box smaller than the image.
+    """Boxes as `torchvision.transforms.v2.RandomErasing` draws them: 10 tries for a box smaller than the
+    image.
 
     Args:
       fraction: uniform numbers [B, 23].
@@ -70,7 +72,9 @@ def draw_erase(fraction: jax.Array, height: int, width: int, probability) -> Era
     found, (tall, wide) = first_fitting((heights < height) & (widths < width), heights, widths)
     found = found & (fraction[:, -3] < probability)
     tall, wide = (jnp.where(found, value, 0.0).astype(jnp.int32) for value in (tall, wide))
-    return Erase(below(fraction[:, -2], height - tall + 1), below(fraction[:, -1], width - wide + 1), tall, wide)
+    return Erase(
+        below(fraction[:, -2], height - tall + 1), below(fraction[:, -1], width - wide + 1), tall, wide
+    )
 
 
 def draw_noise(keys: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
@@ -87,7 +91,7 @@ def apply_erase(images: jax.Array, erase: Erase, value: jax.Array | float = 0.0)
     return jnp.where(box[..., None], jnp.asarray(value, images.dtype), images)
 
 
-# -------------------------------------------------------------------------------------------------------------- mixing
+# ----------------------------------------------------------------------------------------------------- mixing
 
 
 def partners(valid: jax.Array) -> jax.Array:
@@ -98,15 +102,17 @@ def partners(valid: jax.Array) -> jax.Array:
     return jnp.where(valid, jnp.where(before < 0, seen[-1], before), rows)
 
 
-def draw_mix(fraction: jax.Array, valid: jax.Array, height: int, width: int, *, mixup=None, cutmix=None) -> Mix:
+def draw_mix(
+    fraction: jax.Array, valid: jax.Array, height: int, width: int, *, mixup=None, cutmix=None
+) -> Mix:
     """λ ~ Beta(alpha, alpha) and a box for every example.
 
     Args:
       fraction: uniform numbers [B, 5].
       valid: bool [B].
       height, width: of the image, pixels.
-      mixup, cutmix: alpha of each, None = never; may be traced, and 0 then means never. With both, each example is
-        given to one of them with probability 1/2.
+      mixup, cutmix: alpha of each, None = never; may be traced, and 0 then means never. With both, each
+        example is given to one of them with probability 1/2.
     """
     zero = jnp.zeros((), jnp.float32)
     mixup = zero if mixup is None else jnp.asarray(mixup, jnp.float32)

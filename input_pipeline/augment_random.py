@@ -1,9 +1,9 @@
 """Where does the randomness of one example come from, so that it depends on nothing but the step and the row?
 
-Every example owns a key, `fold_in(key, row)`, and draws one fixed row of uniform numbers from it, in which every
-operation has its own places. Drawn parameters are therefore the same bits on any number of devices, under `jax.vmap` over
-cohort members (threefry keys), and when another operation is switched on or off. Rows are counted over the valid
-examples, so that padding a batch does not move them.
+Every example owns a key, `fold_in(key, row)`, and draws one fixed row of uniform numbers from it, in which
+every operation has its own places. Drawn parameters are therefore the same bits on any number of devices,
+under `jax.vmap` over cohort members (threefry keys), and when another operation is switched on or off. Rows
+are counted over the valid examples, so that padding a batch does not move them.
 """
 
 import jax
@@ -41,17 +41,19 @@ def between(fraction: jax.Array, low: jax.Array | float, high: jax.Array | float
 
 
 def below(fraction: jax.Array, bound: jax.Array | int) -> jax.Array:
-    """Maps a uniform number in [0, 1) to a whole number 0 .. bound - 1, int32; `bound` may differ by example."""
+    """Maps a uniform number in [0, 1) to int32 0 .. bound - 1; `bound` may differ by example."""
     bound = jnp.asarray(bound, jnp.int32)
     return jnp.minimum((fraction * bound.astype(jnp.float32)).astype(jnp.int32), bound - 1)
 
 
 def symmetric_beta(fraction: jax.Array, alpha: jax.Array | float) -> jax.Array:
-    """Maps two uniform numbers [B, 2] to one sample [B] of Beta(alpha, alpha), for any alpha > 0 (may be traced).
+    """Maps two uniform numbers [B, 2] to one sample [B] of Beta(alpha, alpha), for any alpha > 0 (may be
+    traced).
 
-    Bailey's polar method gives T = √(2α (U^(-1/α) - 1)) · cos 2πV, Student's t with 2α degrees of freedom, and
-    1/2 + T / (2 √(2α + T²)) is Beta(α, α) (Devroye 1996, "Random variate generation in one line of code"). Unlike the
-    usual sampler it needs no rejection loop, which would run as long as the unluckiest example of the batch.
+    Bailey's polar method gives T = √(2α (U^(-1/α) - 1)) · cos 2πV, Student's t with 2α degrees of freedom,
+    and 1/2 + T / (2 √(2α + T²)) is Beta(α, α) (Devroye 1996, "Random variate generation in one line of
+    code"). Unlike the usual sampler it needs no rejection loop, which would run as long as the unluckiest
+    example of the batch.
     """
     cosine = jnp.cos(2.0 * jnp.pi * fraction[:, 1])
     log_power = jnp.log1p(-fraction[:, 0]) / alpha

@@ -89,7 +89,7 @@ class _Forest:
 
 
 def _neighbours(vectors: np.ndarray, k: int, groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest `k` rows of each row of float32 `[N, D]`, leaving out rows of the same group: index and distance `[N, k]`.
+    """Nearest `k` rows of each row of float32 `[N, D]`, leaving out rows of its group: index, distance `[N, k]`.
 
     Places without a neighbour hold distance infinity. Memory is BLOCK x N floats.
     """
@@ -245,7 +245,8 @@ def cluster(
     if signatures is not None:
         stacked = np.stack([signatures[i] for i in representatives]) if n else np.zeros(0, SIGNATURE)
         roots, comparisons = _near(stacked, workers or os.cpu_count() or 1)
-    names = {content_hashes[i]: content_hashes[representatives[root]][:16] for i, root in zip(representatives, roots, strict=True)}
+    keys = sorted(first)
+    names = {key: keys[root][:16] for key, root in zip(keys, roots, strict=True)}
     groups = [names[key] for key in content_hashes]
     sizes = np.unique(groups, return_counts=True)[1] if n else np.zeros(1, int)
     statistics = {

@@ -162,7 +162,7 @@ def _probe_with_pillow(data: bytes) -> ImageInfo:
     except Image.UnidentifiedImageError:
         raise BadImage("not an image in JPEG, PNG, BMP, TIFF, WebP or GIF format") from None
     except Exception as error:  # parsers of foreign bytes may raise anything; whatever it is, the file is unusable
-        raise BadImage(f"damaged header: {type(error).__name__}") from error
+        raise BadImage("truncated or damaged header") from error
 
 
 def probe(data: bytes) -> ImageInfo:

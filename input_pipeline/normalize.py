@@ -1,8 +1,8 @@
 """How are pixel values brought to the scale that a network is trained on?
 
-Kinds: "fixed" (a given mean and deviation, [-1, 1] unless told otherwise), "dataset" (mean and deviation of the training
-images, per channel), "per_image" (zero mean and unit variance over each image), "channel_intensity" (each channel of
-each image divided by its mean intensity, minus 1).
+Kinds: "fixed" (a given mean and deviation, [-1, 1] unless told otherwise), "dataset" (mean and deviation of
+the training images, per channel), "per_image" (zero mean and unit variance over each image),
+"channel_intensity" (each channel of each image divided by its mean intensity, minus 1).
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -30,12 +30,13 @@ def make(kind: str, statistics: Mapping[str, Any] | None = None) -> Callable[[ja
 
     Args:
       kind: one of `KINDS`.
-      statistics: {"mean": …, "std": …} in units of 0..1, each a number or one number per channel. "dataset" needs those
-        of `dataset_statistics`; "fixed" takes 0.5 and 0.5 without them; the other kinds ignore them.
+      statistics: {"mean": …, "std": …} in units of 0..1, each a number or one number per channel. "dataset"
+        needs those of `dataset_statistics`; "fixed" takes 0.5 and 0.5 without them; the other kinds ignore
+        them.
 
     Raises:
-      UserError: an unknown kind, missing statistics, or a deviation that is not positive; and, when the function is
-        called, statistics of another number of channels than the images.
+      UserError: an unknown kind, missing statistics, or a deviation that is not positive; and, when the
+        function is called, statistics of another number of channels than the images.
     """
     if kind not in KINDS:
         raise UserError(f"data.normalize must be one of {', '.join(KINDS)}, not {kind!r}.")
@@ -44,7 +45,9 @@ def make(kind: str, statistics: Mapping[str, Any] | None = None) -> Callable[[ja
     if kind == "channel_intensity":
         return _channel_intensity
     if kind == "dataset" and not statistics:
-        raise UserError("data.normalize = 'dataset' needs the mean and std of the training images, and has none.")
+        raise UserError(
+            "data.normalize = 'dataset' needs the mean and std of the training images, and has none."
+        )
     statistics = statistics or {"mean": 0.5, "std": 0.5}
     mean = np.atleast_1d(np.asarray(statistics["mean"], np.float64))
     deviation = np.atleast_1d(np.asarray(statistics["std"], np.float64))
@@ -52,7 +55,9 @@ def make(kind: str, statistics: Mapping[str, Any] | None = None) -> Callable[[ja
         # A channel without variation is centred only: there is nothing to scale.
         deviation = np.where(deviation > 0, deviation, 1.0)
     if not (np.all(deviation > 0) and np.all(np.isfinite(deviation)) and np.all(np.isfinite(mean))):
-        raise UserError(f"data.normalize = {kind!r} needs finite means and positive deviations, not {dict(statistics)}.")
+        raise UserError(
+            f"data.normalize = {kind!r} needs finite means and positive deviations, not {dict(statistics)}."
+        )
 
     def normalize(image: jax.Array) -> jax.Array:
         for values in (mean, deviation):
@@ -68,7 +73,7 @@ def make(kind: str, statistics: Mapping[str, Any] | None = None) -> Callable[[ja
 
 
 def _per_image(image: jax.Array) -> jax.Array:
-    """(x - mean) / max(std, 1/√N) over the N values of each image, as `tf.image.per_image_standardization`."""
+    """(x - mean) / max(std, 1/√N) over the N values of an image, as `tf.image.per_image_standardization`."""
     image = to_float(image)
     centred = image - jnp.mean(image, axis=(1, 2, 3), keepdims=True)
     deviation = jnp.sqrt(jnp.mean(centred**2, axis=(1, 2, 3), keepdims=True))
@@ -82,15 +87,17 @@ def _channel_intensity(image: jax.Array) -> jax.Array:
     return (image - mean) / jnp.where(mean > 0, mean, 1.0)
 
 
-def dataset_statistics(source: Any, indices: np.ndarray | None = None, limit: int | None = None) -> dict[str, Any]:
+def dataset_statistics(
+    source: Any, indices: np.ndarray | None = None, limit: int | None = None
+) -> dict[str, Any]:
     """Exact mean and standard deviation of every channel over all pixels, in units of 0..1.
 
     Sums are whole numbers of unlimited size, so the result does not depend on order, batches or rounding.
 
     Args:
-      source: a dataset with `encoded(index)` (then `indices` says which images: the training ones), whose images are
-        taken at their stored size, or an iterable of images: uint8 or uint16 arrays [B, H, W, C] or [H, W, C], or
-        batches (dicts with `image` and optionally `valid`; padding is left out).
+      source: a dataset with `encoded(index)` (then `indices` says which images: the training ones), whose
+        images are taken at their stored size, or an iterable of images: uint8 or uint16 arrays [B, H, W, C]
+        or [H, W, C], or batches (dicts with `image` and optionally `valid`; padding is left out).
       indices: dataset indices [N]; None for an iterable.
       limit: with `indices`, the greatest number of images to read, spread evenly over them.
 
@@ -106,7 +113,9 @@ def dataset_statistics(source: Any, indices: np.ndarray | None = None, limit: in
     for item in images:
         values = _pixels(item)
         if sums is not None and values.shape[-1] != len(sums):
-            raise UserError(f"images have {len(sums)} and {values.shape[-1]} channels; set data.channels to one number.")
+            raise UserError(
+                f"images have {len(sums)} and {values.shape[-1]} channels; set data.channels to one number."
+            )
         unit = 65535 // GREATEST[values.dtype]
         flat = values.reshape(-1, values.shape[-1])
         total = flat.sum(axis=0, dtype=np.uint64)
@@ -118,10 +127,13 @@ def dataset_statistics(source: Any, indices: np.ndarray | None = None, limit: in
         pixels += flat.shape[0]
         count += values.shape[0]
     if not pixels:
-        raise UserError("there is no training image to compute mean and std from; choose another data.normalize.")
+        raise UserError(
+            "there is no training image to compute mean and std from; choose another data.normalize."
+        )
     mean = [total / (pixels * 65535) for total in sums]
     variance = [
-        (pixels * square - total**2) / (pixels * 65535) ** 2 for square, total in zip(squares, sums, strict=True)
+        (pixels * square - total**2) / (pixels * 65535) ** 2
+        for square, total in zip(squares, sums, strict=True)
     ]
     return {"mean": mean, "std": [float(np.sqrt(value)) for value in variance], "images": count}
 
@@ -134,7 +146,9 @@ def _pixels(item: Any) -> np.ndarray:
     else:
         values = np.asarray(item)
     if values.dtype not in GREATEST or values.ndim not in (3, 4):
-        raise UserError(f"images must be uint8 or uint16 [H, W, C], not {values.dtype} with {values.ndim} axes.")
+        raise UserError(
+            f"images must be uint8 or uint16 [H, W, C], not {values.dtype} with {values.ndim} axes."
+        )
     return values if values.ndim == 4 else values[None]
 
 

@@ -97,7 +97,7 @@ def _same_depth(kept: list[Kept], skipped: list[tuple[str, str]]) -> list[int]:
     depth = max(depths, key=lambda d: (depths[d], d))
     for item in kept:
         if item.facts.bit_depth != depth:
-            skipped.append((item.example.id, f"{item.facts.bit_depth}-bit image in a {depth}-bit dataset"))
+            skipped.append((item.example.id, f"{item.facts.bit_depth}-bit image among {depth}-bit images"))
     return [i for i, item in enumerate(kept) if item.facts.bit_depth == depth]
 
 
@@ -290,6 +290,7 @@ def _write(folder: pathlib.Path, intake: _Intake, header: dict, workers: int) ->
     ids = [item.example.id for item in kept]
     labels = [item.example.labels or None for item in kept]
     hashes = [item.facts.content_hash for item in kept]
+    print(f"looking for copies among {len(kept)} images, then writing", file=sys.stderr, flush=True)
     clusters = duplicates.cluster(ids, labels, hashes, intake.signatures, workers)
     groups = join_groups(clusters.groups, [item.example.group for item in kept])
     assignments = _assign(manifest, kept, groups, header)

@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import stat
+import struct
 import zipfile
 import zlib
 
@@ -21,6 +22,9 @@ MAX_FILE_BYTES = 256 * 2**20
 
 MAX_RATIO = 200
 """Compressed entries above 1 MiB that claim to expand further than this are taken for a zip bomb."""
+
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+"""What `zipfile` raises for damaged archives."""
 
 _MEBIBYTE = 2**20
 _SYSTEM_NAMES = {"__macosx", "thumbs.db", "desktop.ini", "@eadir"}
@@ -211,8 +215,8 @@ class ZipSource(RawSource):
         self._entries: dict[str, zipfile.ZipInfo] = {}
         try:
             entries = self._open().infolist()
-        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-            raise UserError(f"{path} is a damaged .zip ({error}): download it again.") from error
+        except _DAMAGE as error:
+            raise UserError(f"{path} is a damaged .zip ({printable(str(error))}): download it again.") from error
         for entry in entries:
             self._take(entry)
         self._finish()
@@ -257,8 +261,8 @@ class ZipSource(RawSource):
         try:
             with self._open().open(self._entries[name]) as file:
                 data = file.read(self.max_file_bytes + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise Unreadable(f"damaged in the archive: {error}") from error
+        except _DAMAGE as error:
+            raise Unreadable(f"damaged in the archive: {printable(str(error))}") from error
         if len(data) != self._sizes[name]:
             raise Unreadable("damaged in the archive: its size is not the declared one")
         return data

@@ -1,6 +1,6 @@
 """What of an image survives rotation, mirroring, shifting and re-encoding, and is the same photograph behind two files?
 
-A signature holds three things, all taken inside the *valid area*, which is the image without the black that touches
+A signature holds four things, all taken inside the *valid area*, which is the image without the black that touches
 its border (the fill of an augmentation, or a dark background; leaving either out is harmless, because every copy
 leaves out the same):
 
@@ -9,12 +9,15 @@ leaves out the same):
   X-rays of different patients can agree in all of them.
 * `points`, `descriptors`, `mirrored`: ORB features (Rublee et al., ICCV 2011), with a second set of descriptors as a
   mirror would show the same points, because ORB is invariant to rotation but not to reflection.
-* `detail`: the locally normalised grey image, 64 pixels long, by which a proposed registration is checked.
+* `detail` and `colour`: the locally normalised grey image, 64 pixels long, and the colours, 32 pixels long, by which a
+  proposed registration is checked.
 
 `compare` proves a pair: matched features must agree on one affine map near a rotation (RANSAC, Fischler and Bolles
-1981; augmentations shear and zoom a little too), and under that map the details must correlate over the overlap of the
-two valid areas. Copies of one photograph agree in 25 to 110 features and correlate above 0.9; different chest X-rays
-reach 30 features and 0.89, different photographs 8 features and 0.3.
+1981; augmentations shear and zoom a little too), and under that map the details must correlate, and the colours agree,
+over the overlap of the two valid areas. A second exposure of the same field (the blood-cell set has some) correlates
+but differs in colour, and counts as another photograph; so does a copy of changed brightness. Copies of one photograph
+agree in 25 to 110 features and correlate above 0.9; different chest X-rays reach 30 features and 0.89, different
+everyday photographs 8 features and 0.3.
 """
 
 import dataclasses
@@ -41,6 +44,7 @@ SIGNATURE = np.dtype(
         ("descriptors", np.uint8, (NUM_POINTS, 32)),
         ("mirrored", np.uint8, (NUM_POINTS, 32)),
         ("detail", np.int8, (CANVAS, CANVAS)),
+        ("colour", np.uint8, (CANVAS // 2, CANVAS // 2, 3)),
     ]
 )
 
@@ -49,24 +53,33 @@ MATCH_DISTANCE = 70  # bits of 256
 MATCH_RATIO = 0.92
 LOOSE_ERROR = 1.5  # canvas pixels, 7.5 working pixels, while the shear is unknown
 REPROJECTION_ERROR = 0.9  # canvas pixels, 4.5 working pixels
-REGISTERED = ((8, 0.95), (12, 0.9), (35, 0.8))  # agreeing features and correlation that together prove a pair: either will do
+REGISTERED = ((8, 0.95), (12, 0.9), (35, 0.8))  # agreeing features with a correlation; one of these must hold
 SMALLEST_OVERLAP = 0.6  # of the smaller valid area; two copies shifted by a fifth of the side overlap by 0.67
+
+COLOUR_DIFFERENCE = 0.9  # grey levels after one common gain; copies reach 0.7, most second exposures start at 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """How well two signatures register: matched features that agree, correlation of the details, overlap in 0..1."""
+    """How well two signatures register.
+
+    Attributes:
+        inliers: matched features that agree on the transform.
+        correlation: of the details over the shared area, at most 1.
+        overlap: shared part of the smaller valid area, 0..1.
+        colour_difference: largest median difference of a channel over the shared area, in grey levels of 255.
+    """
 
     inliers: int
     correlation: float
     overlap: float
+    colour_difference: float
 
     @property
     def same_photograph(self) -> bool:
         """Whether this proves a common photograph."""
-        return self.overlap >= SMALLEST_OVERLAP and any(
-            self.inliers >= inliers and self.correlation >= correlation for inliers, correlation in REGISTERED
-        )
+        registered = any(self.inliers >= n and self.correlation >= least for n, least in REGISTERED)
+        return registered and self.overlap >= SMALLEST_OVERLAP and self.colour_difference <= COLOUR_DIFFERENCE
 
 
 def _three_channels(image: np.ndarray) -> np.ndarray:
@@ -166,7 +179,7 @@ def _features(grey: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def signature(image: np.ndarray) -> np.ndarray:
-    """Signature of a decoded image: a record of dtype `SIGNATURE` (15 kB, fixed length; stack them to `[N]`).
+    """Signature of a decoded image: a record of dtype `SIGNATURE` (19 kB, fixed length; stack them to `[N]`).
 
     Args:
         image: uint8 or uint16 `[H, W, C]` (or `[H, W]`), any number of channels, of which the first three are used.
@@ -186,6 +199,8 @@ def signature(image: np.ndarray) -> np.ndarray:
         # A dark background, as in fluorescence microscopy, is content: most features lie on the edge of what shines.
         valid = np.ones_like(valid)
     result["detail"] = _detail(cv2.cvtColor(half, cv2.COLOR_RGB2GRAY), valid)
+    small = _resize(half, CANVAS // 2)
+    result["colour"][: small.shape[0], : small.shape[1]] = small
     if source_side >= SMALLEST_SIDE:
         # A feature's patch must not reach into the fill, or the edge of the fill itself would be matched.
         inner = cv2.erode(valid, np.ones((3, 3), np.uint8), iterations=3)  # the border of the image does not erode
@@ -199,20 +214,29 @@ def signature(image: np.ndarray) -> np.ndarray:
     return result
 
 
-def _correlation(detail: np.ndarray, other: np.ndarray, transform: np.ndarray) -> tuple[float, float]:
-    """Correlation and overlap (0..1) of two details `[CANVAS, CANVAS]`; `transform` maps the first on the second."""
+def _agreement(first: np.ndarray, second: np.ndarray, transform: np.ndarray, mirror: bool) -> tuple[float, ...]:
+    """Correlation, overlap (0..1) and colour difference (grey levels) when `transform` maps first on second."""
+    detail, other, colour, other_colour = first["detail"], second["detail"], first["colour"], second["colour"]
+    if mirror:
+        other, other_colour = other[:, ::-1], other_colour[:, ::-1]
     inside, other_inside = (detail != FILL_VALUE).astype(np.uint8), other != FILL_VALUE
-    values = np.where(inside, detail, 0).astype(np.float32)
-    moved = cv2.warpAffine(values, transform, (CANVAS, CANVAS), flags=cv2.INTER_LINEAR)
-    covered = cv2.warpAffine(inside * 255, transform, (CANVAS, CANVAS), flags=cv2.INTER_LINEAR) > 250
-    shared = covered & other_inside
-    overlap = shared.sum() / max(min(inside.sum(), other_inside.sum()), 1)
-    if shared.sum() < 64:
-        return 0.0, float(overlap)
-    first, second = moved[shared], other[shared].astype(np.float32)
-    first, second = first - first.mean(), second - second.mean()
-    norm = np.sqrt((first**2).sum() * (second**2).sum())
-    return float((first * second).sum() / max(norm, 1e-6)), float(overlap)
+    moved = cv2.warpAffine(np.where(inside, detail, 0).astype(np.float32), transform, (CANVAS, CANVAS))
+    shared = (cv2.warpAffine(inside * 255, transform, (CANVAS, CANVAS)) > 250) & other_inside
+    overlap = float(shared.sum() / max(min(inside.sum(), other_inside.sum()), 1))
+    # A colour pixel covers two by two canvas pixels; only those that lie well inside the shared area are compared.
+    side = CANVAS // 2
+    whole = shared.reshape(side, 2, side, 2).all((1, 3)).astype(np.uint8)
+    whole = cv2.erode(whole, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
+    if whole.sum() < 16:
+        return 0.0, overlap, 255.0
+    halved = np.concatenate([transform[:, :2], (transform @ (0.5, 0.5, 1.0) - 0.5)[:, None] / 2], axis=1)
+    colours, other_colours = cv2.warpAffine(colour.astype(np.float32), halved, (side, side))[whole], other_colour[whole]
+    gain = (colours * other_colours).sum() / max((colours**2).sum(), 1.0)
+    difference = gain * colours - other_colours
+    values, others = moved[shared], other[shared].astype(np.float32)
+    values, others = values - values.mean(), others - others.mean()
+    correlation = (values * others).sum() / max(np.sqrt((values**2).sum() * (others**2).sum()), 1e-6)
+    return float(correlation), overlap, float(np.abs(np.median(difference, axis=0)).max())
 
 
 def _register(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray | None, int]:
@@ -243,9 +267,9 @@ def _register(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray | None
 def compare(first: np.ndarray, second: np.ndarray) -> Evidence:
     """Best registration of two signatures (records of dtype `SIGNATURE`), with or without a mirror.
 
-    Deterministic; without enough features the evidence is `Evidence(0, 0.0, 0.0)`.
+    Deterministic; without enough features the evidence is `Evidence(0, 0.0, 0.0, 255.0)`.
     """
-    best = Evidence(0, 0.0, 0.0)
+    best = Evidence(0, 0.0, 0.0, 255.0)
     n, m = int(first["count"]), int(second["count"])
     if n < 6 or m < 6:
         return best
@@ -264,6 +288,5 @@ def compare(first: np.ndarray, second: np.ndarray) -> Evidence:
         if transform is None:
             continue
         if inliers > best.inliers:
-            detail = second["detail"][:, ::-1] if mirror else second["detail"]
-            best = Evidence(inliers, *_correlation(first["detail"], detail, transform))
+            best = Evidence(inliers, *_agreement(first, second, transform, mirror))
     return best

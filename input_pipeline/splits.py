@@ -219,7 +219,8 @@ def assign_folds(
         int64 `[N]`: the fold 0..k-1 in which the example is tested, -1 where it is left out.
 
     Raises:
-        UserError: when k is below 2, or when a class has fewer groups than folds, so that a fold would lack it.
+        UserError: when k is below 2, when there are fewer groups than folds, and, single-label, when a class has fewer
+            groups than folds, so that a fold would lack it. (A rare label of multi-label data may miss a fold.)
     """
     if k < 2:
         raise UserError(f"folds={k}: give at least 2, or 0 for none.")
@@ -231,7 +232,7 @@ def assign_folds(
     names = [groups[index] for index in chosen]
     for label in range(matrix.shape[1]):
         having = {name for name, index in zip(names, chosen, strict=True) if matrix[index, label]}
-        if having and len(having) < k:
+        if having and len(having) < k and not multi_label:
             name = class_names[label] if class_names is not None else str(label)
             raise UserError(
                 f"class {name} has {len(having)} photographs or patients, fewer than {k} folds: "
@@ -279,8 +280,9 @@ def study_split(study: str, roles: Sequence[str], seed: int | None = None) -> St
     assigned[drawn[:held_out]] = "test"
     assigned[drawn[-side:]] = "validation"
     assigned[drawn[-2 * side : -side]] = "calibration"
+    used = own_seed if seed is None else seed
     note = (
-        f"LEAKY: split at random by image ({share:.0%} held out, seed {own_seed if seed is None else seed}) as the study "
-        "did; copies of one photograph or cells of one patient may stand on both sides, so figures are too high."
+        f"LEAKY: split at random by image ({share:.0%} held out, seed {used}) as the study did; copies of one "
+        "photograph or cells of one patient may stand on both sides, so figures are too high."
     )
     return StudySplit([str(role) for role in assigned], note)

@@ -221,7 +221,5 @@ def scan(source: RawSource, options: dict[str, str]) -> Manifest:
     if columns == _HPA_2018:
         return _scan_2018(source, table, hpa_2018.parse_channels(options.get("channels", "red,green,blue")))
     if "channels" in options:
-        raise UserError(
-            "the option channels is for the single-channel files of HPA-2018; these images are RGB."
-        )
+        raise UserError("the option channels is for the single-channel files of HPA-2018; these images are RGB.")
     return _scan_course(source, table)

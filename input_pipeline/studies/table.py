@@ -194,9 +194,7 @@ def _examples(
             if dataclasses.replace(row, line=line) == earlier:
                 problems.append((printable(row.id), "its row occurs twice"))
                 continue
-            raise UserError(
-                f"{table}, line {row.line}: {row.path} is in line {line} with other values; remove one."
-            )
+            raise UserError(f"{table}, line {row.line}: {row.path} is in line {line} with other values; remove one.")
         if row.id in line_of_id:
             line = line_of_id[row.id]
             raise UserError(f"{table}, line {row.line}: the id {printable(row.id)} is in line {line} too; change one.")

@@ -27,7 +27,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
 def keras_copy(image: np.ndarray, generator: np.random.Generator, shift: float = 0.1) -> np.ndarray:
-    """A copy of uint8 `[H, W, 3]` rotated by any angle, shifted by up to `shift` of the sides, flipped, JPEG-encoded."""
+    """A copy of uint8 `[H, W, 3]`: rotated by any angle, shifted by up to `shift` of the sides, flipped, as JPEG."""
     height, width = image.shape[:2]
     transform = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), generator.uniform(-180, 180), 1.0)
     transform[:, 2] += generator.uniform(-shift, shift, 2) * (width, height)

@@ -6,9 +6,9 @@ Runs where torch 2.13 and torchvision 0.28 are installed, never in the test suit
     VENV/bin/pip install --no-deps torchvision==0.28.0
     VENV/bin/python tests/golden/make_augment_golden.py
 
-Writes augment_geometry.npz, augment_color.npz, augment_auto.npz, augment_mix.npz and augment_draw.npz beside itself.
-Images are stored as uint8 [N, H, W, C] and float results as float32 in 0..255. In augment_draw.npz torchvision's own
-`make_params` was run on recorded uniform numbers in place of its random generator.
+Writes augment_geometry.npz, augment_color.npz, augment_auto.npz, augment_mix.npz and augment_draw.npz beside
+itself. Images are stored as uint8 [N, H, W, C] and float results as float32 in 0..255. In augment_draw.npz
+torchvision's own `make_params` was run on recorded uniform numbers in place of its random generator.
 """
 
 import math
@@ -20,9 +20,19 @@ import torch
 
 _operators = torch.library.Library("torchvision", "DEF")
 _operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-for _name in ("qnms", "roi_align", "_roi_align_backward", "ps_roi_align", "_ps_roi_align_backward", "roi_pool",
-              "_roi_pool_backward", "ps_roi_pool", "_ps_roi_pool_backward", "deform_conv2d",
-              "_deform_conv2d_backward"):  # fmt: skip
+for _name in (
+    "qnms",
+    "roi_align",
+    "_roi_align_backward",
+    "ps_roi_align",
+    "_ps_roi_align_backward",
+    "roi_pool",
+    "_roi_pool_backward",
+    "ps_roi_pool",
+    "_ps_roi_pool_backward",
+    "deform_conv2d",
+    "_deform_conv2d_backward",
+):
     _operators.define(f"{_name}(Tensor x) -> Tensor")
 
 from torchvision.transforms import v2  # noqa: E402
@@ -31,11 +41,16 @@ from torchvision.transforms.v2 import functional as F  # noqa: E402
 FOLDER = pathlib.Path(__file__).parent
 random = np.random.default_rng(2013)
 SMALL = random.integers(0, 256, (2, 13, 17, 3)).astype(np.uint8)
-# Uneven histograms, so that autocontrast and equalize have something to do; the last channel has a single value.
-LARGE = np.stack([
-    (40 + 60 * random.beta(2, 5, (29, 31, 3))).astype(np.uint8),
-    np.concatenate([random.binomial(255, 0.3, (29, 31, 2)), np.full((29, 31, 1), 77)], axis=-1).astype(np.uint8),
-])  # fmt: skip
+# Uneven histograms, so that autocontrast and equalize have something to do; the last channel has a single
+# value.
+LARGE = np.stack(
+    [
+        (40 + 60 * random.beta(2, 5, (29, 31, 3))).astype(np.uint8),
+        np.concatenate([random.binomial(255, 0.3, (29, 31, 2)), np.full((29, 31, 1), 77)], axis=-1).astype(
+            np.uint8
+        ),
+    ]
+)
 
 
 def tensor(images: np.ndarray) -> torch.Tensor:
@@ -55,21 +70,27 @@ def array(images: torch.Tensor) -> np.ndarray:
 
 
 def geometry() -> dict[str, np.ndarray]:
-    parameters = np.array([
-        # angle, translate x, translate y, scale, shear x, shear y
-        [33.3, 0, 0, 1.0, 0, 0],
-        [-71.9, 2, -3, 1.0, 0, 0],
-        [0, -4, 1, 0.83, 0, 0],
-        [0, 0, 0, 1.27, 13.7, 0],
-        [151.2, 3, 2, 0.71, -21.3, 8.9],
-    ], np.float32)  # fmt: skip
+    parameters = np.array(
+        [
+            # angle, translate x, translate y, scale, shear x, shear y
+            [33.3, 0, 0, 1.0, 0, 0],
+            [-71.9, 2, -3, 1.0, 0, 0],
+            [0, -4, 1, 0.83, 0, 0],
+            [0, 0, 0, 1.27, 13.7, 0],
+            [151.2, 3, 2, 0.71, -21.3, 8.9],
+        ],
+        np.float32,
+    )
     result = {"images": SMALL, "affine": parameters}
     for mode in ("nearest", "bilinear"):
         interpolation = v2.InterpolationMode(mode)
         outputs = []
         for angle, x, y, scale, *shear in parameters.tolist():
-            # fill=None is black, too. An explicit fill=0 multiplies bilinear border pixels by their weight twice.
-            outputs.append(F.affine(real(SMALL), angle, [int(x), int(y)], scale, shear, interpolation, fill=None))
+            # fill=None is black, too. An explicit fill=0 multiplies bilinear border pixels by their weight
+            # twice.
+            outputs.append(
+                F.affine(real(SMALL), angle, [int(x), int(y)], scale, shear, interpolation, fill=None)
+            )
         result[f"affine_{mode}"] = np.stack([array(output) for output in outputs])
         result[f"rotate_{mode}"] = array(F.rotate(real(SMALL), 27.4, interpolation))
     result["rotate_angle"] = np.array(27.4)
@@ -77,14 +98,16 @@ def geometry() -> dict[str, np.ndarray]:
     result["flip_then_affine_nearest"] = array(flipped)
     boxes = np.array([[0, 0, 13, 17], [2, 5, 7, 9], [6, 1, 5, 14]])
     result["crop"] = boxes
-    result["crop_bilinear"] = np.stack([
-        array(F.resized_crop(real(SMALL), *box, [13, 17], antialias=True)) for box in boxes.tolist()
-    ])  # fmt: skip
+    result["crop_bilinear"] = np.stack(
+        [array(F.resized_crop(real(SMALL), *box, [13, 17], antialias=True)) for box in boxes.tolist()]
+    )
     # Reflection has no torchvision operation: the same grid, read by torch with mirrored borders.
     angle = math.radians(62.5)
     y, x = torch.meshgrid(torch.arange(13.0) - 6.0, torch.arange(17.0) - 8.0, indexing="ij")
     cosine, sine = math.cos(angle), math.sin(angle)
-    source = torch.stack([cosine * x - sine * y, sine * x + cosine * y], dim=-1)  # counter-clockwise, as F.rotate
+    source = torch.stack(
+        [cosine * x - sine * y, sine * x + cosine * y], dim=-1
+    )  # counter-clockwise, as F.rotate
     grid = (source / torch.tensor([8.5, 6.5])).expand(2, -1, -1, -1)
     for mode in ("nearest", "bilinear"):
         output = torch.nn.functional.grid_sample(
@@ -100,7 +123,9 @@ def color() -> dict[str, np.ndarray]:
     for name in ("brightness", "contrast", "saturation", "sharpness"):
         adjust = getattr(F, f"adjust_{name}")
         for suffix, images in (("", SMALL), ("_grey", SMALL[..., :1])):
-            result[name + suffix] = np.stack([array(adjust(real(images), factor)) for factor in (0.0, 0.35, 1.0, 1.8)])
+            result[name + suffix] = np.stack(
+                [array(adjust(real(images), factor)) for factor in (0.0, 0.35, 1.0, 1.8)]
+            )
     result["shifts"] = np.array([-0.5, -0.13, 0.0, 0.29], np.float32)
     flat = SMALL.copy()
     flat[:, :4] = flat[:, :4, :, :1]  # grey pixels have no hue
@@ -118,7 +143,9 @@ def color() -> dict[str, np.ndarray]:
     result["jitter"] = np.stack(outputs)
     result["posterize"] = np.stack([array(F.posterize(tensor(LARGE), bits)) for bits in range(9)])
     result["thresholds"] = np.array([0.0, 76.5, 128.0, 255.0])
-    result["solarize"] = np.stack([array(F.solarize(tensor(LARGE), t)) for t in result["thresholds"].tolist()])
+    result["solarize"] = np.stack(
+        [array(F.solarize(tensor(LARGE), t)) for t in result["thresholds"].tolist()]
+    )
     for name in ("autocontrast", "equalize"):
         result[name] = array(getattr(F, name)(tensor(LARGE)))
         result[f"{name}_grey"] = array(getattr(F, name)(tensor(LARGE[..., :1])))
@@ -139,13 +166,19 @@ def auto() -> dict[str, np.ndarray]:
     for number, name in enumerate(names[: names.index("Posterize")]):
         greatest = {"Rotate": 28.7, "TranslateX": 7.7, "TranslateY": 5.9}.get(name, 0.7)
         for magnitude in (greatest, -0.6 * greatest):
-            output = operator._apply_image_or_video_transform(
-                real(SMALL), name, magnitude, v2.InterpolationMode.NEAREST, {}
-            ) if name != "Identity" else real(SMALL)  # fmt: skip
+            output = (
+                operator._apply_image_or_video_transform(
+                    real(SMALL), name, magnitude, v2.InterpolationMode.NEAREST, {}
+                )
+                if name != "Identity"
+                else real(SMALL)
+            )
             numbers.append(number)
             magnitudes.append(magnitude)
             moved.append(array(output))
-    result.update(numbers=np.array(numbers), magnitudes=np.array(magnitudes, np.float32), moved=np.stack(moved))
+    result.update(
+        numbers=np.array(numbers), magnitudes=np.array(magnitudes, np.float32), moved=np.stack(moved)
+    )
     toned = []
     tone_magnitudes = {"Posterize": 3.0, "Solarize": 0.3, "AutoContrast": 0.0, "Equalize": 0.0}
     for name, magnitude in tone_magnitudes.items():
@@ -209,8 +242,10 @@ class Numbers:
 def draw() -> dict[str, np.ndarray]:
     image = [torch.zeros(3, 13, 17)]
     count = 64
-    result = {name: random.random((count, n), dtype=np.float32)
-              for name, n in {"affine": 5, "crop": 22, "erase": 23, "jitter": 5, "mix": 5}.items()}  # fmt: skip
+    result = {
+        name: random.random((count, n), dtype=np.float32)
+        for name, n in {"affine": 5, "crop": 22, "erase": 23, "jitter": 5, "mix": 5}.items()
+    }
     affine = v2.RandomAffine(degrees=25, translate=(0.3, 0.3), scale=(0.8, 1.3), shear=11)
     crop = v2.RandomResizedCrop((13, 17), scale=(0.3, 1.0))
     erase = v2.RandomErasing(p=1.0, scale=(0.02, 0.33))
@@ -231,7 +266,9 @@ def draw() -> dict[str, np.ndarray]:
         rows["erase"].append([0, 0, 0, 0] if none else [drawn[name] for name in "ijhw"])
         with Numbers(result["jitter"][row]):
             drawn = jitter.make_params(image)
-        rows["jitter"].append([drawn[f"{name}_factor"] for name in ("brightness", "contrast", "saturation", "hue")])
+        rows["jitter"].append(
+            [drawn[f"{name}_factor"] for name in ("brightness", "contrast", "saturation", "hue")]
+        )
         with Numbers((), result["mix"][row, [4, 3]]):
             share = torch.tensor(float(result["share"][row]))
             with unittest.mock.patch.object(cutmix._dist, "sample", lambda _, share=share: share):

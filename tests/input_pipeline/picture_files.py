@@ -1,11 +1,15 @@
 """Small image files of many kinds for the tests of preparing, each made from its specification."""
 
+import hashlib
 import io
+import pathlib
 import struct
 import zlib
 
 import numpy as np
 from PIL import Image
+
+from input_pipeline import raw
 
 
 def pixels(height: int = 23, width: int = 31, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -51,3 +55,37 @@ def png_rows(image: np.ndarray) -> bytes:
     """Rows for `raw_png` of uint8 or uint16 `[H, W, C]`."""
     big_endian = image.astype(image.dtype.newbyteorder(">"))
     return b"".join(b"\0" + row.tobytes() for row in big_endian)
+
+
+def class_folders(root, count=20, classes=("cat", "dog"), part="") -> dict[str, bytes]:
+    """A JPEG or PNG of its own for every id; returns what was written."""
+    content = {}
+    for label, name in enumerate(classes):
+        for i in range(count):
+            kind = jpeg if i % 3 else png
+            content[f"{part}{name}/{i:02d}.{'jpg' if i % 3 else 'png'}"] = kind(1000 * label + i + len(part) * 7000)
+    write(root, content)
+    return content
+
+
+def write(root, content: dict[str, bytes]) -> None:
+    for name, data in content.items():
+        path = pathlib.Path(root) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def snapshot(directory) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in pathlib.Path(directory).iterdir()}
+
+
+def tree(root, *names: str, **texts: str | bytes) -> raw.RawSource:
+    """Empty files (a scan opens no image), and text files given as name=text with `__` for the dot; opened."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for name, text in texts.items():
+        data = text if isinstance(text, bytes) else text.encode()
+        (root / name.replace("__", ".")).write_bytes(data)
+    return raw.open_source(root)

@@ -1,4 +1,4 @@
-"""Is the composed augmentation a function of key, row and config alone, and does it refuse what it cannot do?"""
+"""Is the composed augmentation a function of key, row and config alone, and what does it refuse?"""
 
 import os
 import pathlib
@@ -16,10 +16,20 @@ from input_pipeline.cli import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 FULL = {
-    "dihedral": True, "rotation": 180.0, "resized_crop": (0.3, 1.0), "translate": 0.1, "scale": (0.8, 1.2),
-    "shear": 8.0, "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.1, "erasing": 0.5, "mixup": 0.4,
+    "dihedral": True,
+    "rotation": 180.0,
+    "resized_crop": (0.3, 1.0),
+    "translate": 0.1,
+    "scale": (0.8, 1.2),
+    "shear": 8.0,
+    "brightness": 0.3,
+    "contrast": 0.3,
+    "saturation": 0.3,
+    "hue": 0.1,
+    "erasing": 0.5,
+    "mixup": 0.4,
     "cutmix": 1.0,
-}  # fmt: skip
+}
 
 
 def batch_of(size=5, height=9, width=9, channels=3, **more):
@@ -57,7 +67,7 @@ def test_the_result_depends_on_the_key(full):
 
 
 def test_padding_anywhere_leaves_the_valid_rows_as_they_were(full):
-    """Five examples alone, and the same five in a batch of eight with padding at the end, as on eight devices."""
+    """Five examples alone, and the same five in a batch padded to eight, as on eight devices."""
     batch, rows = batch_of(5), np.array([0, 1, 2, 3, 4, 0, 0, 0])
     padded = {name: value[rows] for name, value in batch.items()}
     padded["valid"] = jnp.arange(8) < 5
@@ -81,7 +91,11 @@ def test_members_of_a_cohort_get_what_they_get_alone_and_rates_may_be_inputs():
         return result["image"], result["target"]
 
     keys = jax.random.split(jax.random.key(0), 2)
-    rates = {"rotation": jnp.array([0.0, 90.0]), "brightness": jnp.array([0.4, 0.0]), "mixup": jnp.array([0.0, 0.5])}
+    rates = {
+        "rotation": jnp.array([0.0, 90.0]),
+        "brightness": jnp.array([0.4, 0.0]),
+        "mixup": jnp.array([0.0, 0.5]),
+    }
     together = jax.jit(jax.vmap(run))(keys, rates)
     alone = jax.jit(run)
     for member in range(2):
@@ -115,8 +129,9 @@ def test_what_is_off_is_left_out_of_the_program():
     assert one_read.count("gather[") == 1
 
 
-@pytest.mark.parametrize("config", [{"dihedral": True}, {"rotation": 40.0, "flip_vertical": True,
-                                                        "resized_crop": (0.4, 0.9)}])  # fmt: skip
+@pytest.mark.parametrize(
+    "config", [{"dihedral": True}, {"rotation": 40.0, "flip_vertical": True, "resized_crop": (0.4, 0.9)}]
+)
 def test_segmentation_moves_with_the_image(config):
     labels = jnp.asarray(np.random.default_rng(0).integers(0, 200, (6, 12, 12)), jnp.int32)
     batch = {"image": labels[..., None].astype(jnp.uint8), "segmentation": labels}
@@ -148,13 +163,25 @@ def test_other_channel_counts_and_sixteen_bits(channels):
     assert np.all(np.isfinite(result)) and result.min() >= 0 and 1 < result.max() <= 255
 
 
-@pytest.mark.parametrize("key, value, sentence", [
-    ("flip", True, "not an augmentation"), ("dihedral", 1, "True or False"), ("rotation", "20", "a number from 0"),
-    ("rotation", -5.0, "from 0 to 180"), ("hue", 0.7, "from 0 to 0.5"), ("erasing", float("nan"), "from 0 to 1"),
-    ("mixup", True, "at least 0"), ("rotation_fill", "wrap", "reflect, constant"), ("scale", 1.2, "pair"),
-    ("scale", (1.2, 0.8), "least <= greatest"), ("resized_crop", (0.5, 1.5), "<= 1"), ("scale", (0.0, 1.0), "0 <"),
-    ("randaugment", (0, 9), "from 1 to 8"), ("randaugment", (2, 31), "from 0 to 30"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "key, value, sentence",
+    [
+        ("flip", True, "not an augmentation"),
+        ("dihedral", 1, "True or False"),
+        ("rotation", "20", "a number from 0"),
+        ("rotation", -5.0, "from 0 to 180"),
+        ("hue", 0.7, "from 0 to 0.5"),
+        ("erasing", float("nan"), "from 0 to 1"),
+        ("mixup", True, "at least 0"),
+        ("rotation_fill", "wrap", "reflect, constant"),
+        ("scale", 1.2, "pair"),
+        ("scale", (1.2, 0.8), "least <= greatest"),
+        ("resized_crop", (0.5, 1.5), "<= 1"),
+        ("scale", (0.0, 1.0), "0 <"),
+        ("randaugment", (0, 9), "from 1 to 8"),
+        ("randaugment", (2, 31), "from 0 to 30"),
+    ],
+)
 def test_a_wrong_value_is_refused_in_one_sentence(key, value, sentence):
     with pytest.raises(UserError, match=sentence) as error:
         augment.build({key: value})
@@ -171,13 +198,14 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from input_pipeline import augment
 assert jax.device_count() == 8
-config = dict(flip_horizontal=True, rotation=180.0, resized_crop=(0.3, 1.0), brightness=0.3, contrast=0.3, mixup=0.4)
+config = dict(flip_horizontal=True, rotation=180.0, resized_crop=(0.3, 1.0), brightness=0.3, mixup=0.4)
 images = np.random.default_rng(0).integers(0, 256, (11, 10, 10, 3)).astype(np.uint8)
-build, key = augment.build(config), jax.random.key(1)
-expected = jax.jit(build)(key, {"image": images, "target": np.eye(11, dtype=np.float32), "valid": np.ones(11, bool)})
-rows = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
 batch = {"image": images, "target": np.eye(11, dtype=np.float32), "valid": np.ones(11, bool)}
-batch = {name: np.concatenate([value, np.zeros((5, *value.shape[1:]), value.dtype)]) for name, value in batch.items()}
+build, key = augment.build(config), jax.random.key(1)
+expected = jax.jit(build)(key, batch)
+rows = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
+pad = lambda value: np.concatenate([value, np.zeros((5, *value.shape[1:]), value.dtype)])
+batch = {name: pad(value) for name, value in batch.items()}
 batch = jax.device_put(batch, rows)
 result = jax.jit(build)(key, batch)
 for name in ("image", "target"):
@@ -191,8 +219,17 @@ print("equal")
 
 
 def test_eight_devices_give_what_one_gives_and_images_stay_where_they_are():
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
     result = subprocess.run(
-        [sys.executable, "-c", SHARDED], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", SHARDED],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert result.returncode == 0 and "equal" in result.stdout, result.stderr[-2000:]

@@ -107,15 +107,26 @@ def test_a_constant_channel_of_the_dataset_is_centred_only():
     np.testing.assert_allclose(ours, 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("call, sentence", [
-    (lambda: normalize.make("minmax"), "must be one of fixed"),
-    (lambda: normalize.make("dataset"), "needs the mean and std"),
-    (lambda: normalize.make("fixed", {"mean": 0.5, "std": 0.0}), "positive deviations"),
-    (lambda: normalize.make("fixed", {"mean": [0.5] * 3, "std": [0.5] * 3})(jnp.zeros((1, 2, 2, 4))), "have 4"),
-    (lambda: normalize.dataset_statistics([]), "no training image"),
-    (lambda: normalize.dataset_statistics([np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2, 1), np.uint8)]), "3 and 1"),
-    (lambda: normalize.dataset_statistics([np.zeros((2, 2, 3), np.float32)]), "uint8 or uint16"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call, sentence",
+    [
+        (lambda: normalize.make("minmax"), "must be one of fixed"),
+        (lambda: normalize.make("dataset"), "needs the mean and std"),
+        (lambda: normalize.make("fixed", {"mean": 0.5, "std": 0.0}), "positive deviations"),
+        (
+            lambda: normalize.make("fixed", {"mean": [0.5] * 3, "std": [0.5] * 3})(jnp.zeros((1, 2, 2, 4))),
+            "have 4",
+        ),
+        (lambda: normalize.dataset_statistics([]), "no training image"),
+        (
+            lambda: normalize.dataset_statistics(
+                [np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2, 1), np.uint8)]
+            ),
+            "3 and 1",
+        ),
+        (lambda: normalize.dataset_statistics([np.zeros((2, 2, 3), np.float32)]), "uint8 or uint16"),
+    ],
+)
 def test_a_mistake_is_one_sentence(call, sentence):
     with pytest.raises(UserError, match=sentence) as error:
         call()
