@@ -1,7 +1,7 @@
 """White blood cells in four classes (Kaggle `paultimothymooney/blood-cells`): one small CNN, tested by photograph.
 
     python -m input_pipeline.prepare --study=blood_cells --source=RAW --out=data/blood_cells
-    python -m research.main --config=configs/blood_cells.py --config.data.dir=data/blood_cells --workdir=runs/blood_cells
+    python -m research.main --config=configs/blood_cells.py --config.data.dir=data/blood_cells
 
 The 9,957 training files are rotations, flips and shifts of about 280 photographs, so the five folds are of photographs
 (near-duplicate clusters), not of files. Hardware: two CPU cores.

@@ -1,7 +1,7 @@
 """Shared defaults of every study: the only place where a default lives.
 
-Durations are strings with a unit ("500 steps", "2 epochs", "10000 examples", "5 %" of the training) except the length of
-the training itself, which is one of `steps`, `epochs` and `examples`.
+Durations are strings with a unit ("500 steps", "2 epochs", "10000 examples", "5 %" of the training) except the length
+of the training itself, which is one of `steps`, `epochs` and `examples`.
 """
 
 from collections.abc import Callable
@@ -24,43 +24,51 @@ def default() -> ConfigDict:
     config.phases = ()  # e.g. ({"name": "head", "epochs": 50, "freeze": ("^backbone/",), "learning_rate": 1e-4}, …)
     config.demonstration = ""  # what this run shrinks against the study's method, in words; printed in log and report
     config.data = data()
-    config.model = ConfigDict({
-        "name": "simple_cnn",
-        "weights": "",  # pretrained weights; without them nothing is frozen
-        "head": (),  # widths of the dense layers between pooling and logits
-        "head_dropout": 0.0,
-        "head_batch_norm": False,
-        "options": {},  # further arguments of the architecture, such as widths of simple_cnn
-        "dtype": "auto",  # computation: bfloat16 on GPU and TPU, float32 on CPU
-    })
-    config.loss = ConfigDict({
-        "name": "softmax_cross_entropy",
-        "options": {},  # arguments of the loss, such as gamma
-        "class_weights": "none",  # none, balanced, effective
-        "beta": 0.999,  # of the effective number of samples
-    })
-    config.optimizer = ConfigDict({
-        "name": "adam",
-        "learning_rate": 1e-3,
-        "weight_decay": 0.0,  # decoupled
-        "momentum": 0.9,
-        "nesterov": False,
-        "beta1": 0.9,
-        "beta2": 0.999,
-        "epsilon": 1e-8,
-        "clip_norm": 0.0,  # global norm of the gradient; 0 = off
-        "accumulate": 1,  # micro-batches per step
-        "ema": 0.0,  # decay of the averaged weights that are evaluated; 0 = off
-    })
-    config.schedule = ConfigDict({
-        "name": "constant",  # constant, cosine, one_cycle
-        "warmup": "0 steps",
-        "final": 0.0,  # last learning rate of cosine, as a share of the first
-        "plateau_factor": 1.0,  # multiply the rate when `plateau_metric` has not improved; 1 = off
-        "plateau_patience": 2,  # evaluations
-        "plateau_floor": 0.0,  # smallest learning rate
-        "plateau_metric": "loss",
-    })
+    config.model = ConfigDict(
+        {
+            "name": "simple_cnn",
+            "weights": "",  # pretrained weights; without them nothing is frozen
+            "head": (),  # widths of the dense layers between pooling and logits
+            "head_dropout": 0.0,
+            "head_batch_norm": False,
+            "options": {},  # further arguments of the architecture, such as widths of simple_cnn
+            "dtype": "auto",  # computation: bfloat16 on GPU and TPU, float32 on CPU
+        }
+    )
+    config.loss = ConfigDict(
+        {
+            "name": "softmax_cross_entropy",
+            "options": {},  # arguments of the loss, such as gamma
+            "class_weights": "none",  # none, balanced, effective
+            "beta": 0.999,  # of the effective number of samples
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "name": "adam",
+            "learning_rate": 1e-3,
+            "weight_decay": 0.0,  # decoupled
+            "momentum": 0.9,
+            "nesterov": False,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "epsilon": 1e-8,
+            "clip_norm": 0.0,  # global norm of the gradient; 0 = off
+            "accumulate": 1,  # micro-batches per step
+            "ema": 0.0,  # decay of the averaged weights that are evaluated; 0 = off
+        }
+    )
+    config.schedule = ConfigDict(
+        {
+            "name": "constant",  # constant, cosine, one_cycle
+            "warmup": "0 steps",
+            "final": 0.0,  # last learning rate of cosine, as a share of the first
+            "plateau_factor": 1.0,  # multiply the rate when `plateau_metric` has not improved; 1 = off
+            "plateau_patience": 2,  # evaluations
+            "plateau_floor": 0.0,  # smallest learning rate
+            "plateau_metric": "loss",
+        }
+    )
     config.selection = "loss"  # the metric on `validation` that chooses the checkpoint
     config.early_stopping = 0  # evaluations without improvement of `selection` before stopping; 0 = off
     config.nonfinite = "skip"  # skip a batch with a NaN or infinite loss or gradient, or abort
@@ -68,69 +76,75 @@ def default() -> ConfigDict:
     config.checkpoint_every = "1 epochs"
     config.log_every = "50 steps"
     config.shard_parameters = ()  # regular expressions of parameter paths to be split over the devices
-    config.evaluation = ConfigDict({
-        "thresholds": "per_class_f1",  # multi-label: fixed, per_class_f1, grid; fitted on `calibration`
-        "fallback": "argmax",  # multi-label: no example is left without a label
-        "temperature": True,  # temperature scaling fitted on `calibration`
-        "tta": "none",  # none, flips, dihedral
-        "bootstrap": 2000,  # resamples for the intervals
-        "baselines": True,
-        "submission_columns": ("id", "label"),  # header of submission.csv
-        "batch_size": 0,  # 0 = batch_size
-    })
-    config.search = ConfigDict({
-        "trials": (),  # named override sets, e.g. ({"name": "fixed", "data.normalize": "fixed"}, …)
-        "folds": 0,  # cross-validation by group: fold k is the test of trial k
-        "fold_fractions": {"validation": 0.1, "calibration": 0.1},  # of the examples outside the test fold
-    })
+    config.evaluation = ConfigDict(
+        {
+            "thresholds": "per_class_f1",  # multi-label: fixed, per_class_f1, grid; fitted on `calibration`
+            "fallback": "argmax",  # multi-label: no example is left without a label
+            "temperature": True,  # temperature scaling fitted on `calibration`
+            "tta": "none",  # none, flips, dihedral
+            "bootstrap": 2000,  # resamples for the intervals
+            "baselines": True,
+            "submission_columns": ("id", "label"),  # header of submission.csv
+            "batch_size": 0,  # 0 = batch_size
+        }
+    )
+    config.search = ConfigDict(
+        {
+            "trials": (),  # named override sets, e.g. ({"name": "fixed", "data.normalize": "fixed"}, …)
+            "folds": 0,  # cross-validation by group: fold k is the test of trial k
+            "fold_fractions": {"validation": 0.1, "calibration": 0.1},  # of the examples outside the test fold
+        }
+    )
     return config
 
 
 def data() -> ConfigDict:
     """Defaults of `config.data`."""
-    return ConfigDict({
-        "dir": "",  # a prepared dataset
-        "source": "",  # or "tfds:NAME", any TensorFlow Datasets data set in array_record form
-        "simulated": {"train": 0, "test": 0},  # images of the built-in sample, used when neither of the above is set
-        "split": "roles",  # roles (stored in the dataset, by group) or study (the study's own, leaky)
-        "limit": 0,  # use this many training examples only; 0 = all
-        "channels": 0,  # 0 = as stored
-        "resize": "stretch",  # stretch, crop
-        "cache": "auto",  # none, ram, device; auto = ram where a quarter of the free memory holds the decoded images
-        "threads": 0,  # 0 = one per core
-        "prefetch": 4,  # batches
-        "sampler": "uniform",  # uniform, class_balanced, repeat_factor
-        "repeat_threshold": 0.1,  # of repeat_factor: classes rarer than this share are repeated
-        "normalize": "fixed",  # fixed, dataset, per_image, channel_intensity
-        "mean": (0.5,),  # of `fixed`, in units of the full range
-        "std": (0.5,),
-        "augment": {
-            "flip_horizontal": False,
-            "flip_vertical": False,
-            "dihedral": False,
-            "rotation": 0.0,  # greatest angle, degrees
-            "rotation_fill": "reflect",  # outside of the image: reflect, constant
-            "interpolation": "bilinear",  # bilinear, nearest
-            "resized_crop": (),  # (least, greatest) share of the area
-            "translate": 0.0,  # greatest shift, share of the side
-            "scale": (),  # (least, greatest) zoom
-            "shear": 0.0,  # greatest, degrees
-            "brightness": 0.0,  # factors from 1 - x to 1 + x
-            "contrast": 0.0,
-            "saturation": 0.0,
-            "hue": 0.0,  # greatest turn, up to 0.5
-            "randaugment": (),  # (operations, magnitude 0..30)
-            "trivialaugment": False,
-            "erasing": 0.0,  # probability
-            "erasing_value": "zero",  # zero, noise
-            "mixup": 0.0,  # alpha
-            "cutmix": 0.0,  # alpha
-        },
-    })
+    return ConfigDict(
+        {
+            "dir": "",  # a prepared dataset
+            "source": "",  # or "tfds:NAME", any TensorFlow Datasets data set in array_record form
+            "simulated": {"train": 0, "test": 0},  # images of the built-in sample, if neither of the above is set
+            "split": "roles",  # roles (stored in the dataset, by group) or study (the study's own, leaky)
+            "limit": 0,  # use this many training examples only; 0 = all
+            "channels": 0,  # 0 = as stored
+            "resize": "stretch",  # stretch, crop
+            "cache": "auto",  # none, ram, device; auto = ram where the decoded images fit
+            "threads": 0,  # 0 = one per core
+            "prefetch": 4,  # batches
+            "sampler": "uniform",  # uniform, class_balanced, repeat_factor
+            "repeat_threshold": 0.1,  # of repeat_factor: classes rarer than this share are repeated
+            "normalize": "fixed",  # fixed, dataset, per_image, channel_intensity
+            "mean": (0.5,),  # of `fixed`, in units of the full range
+            "std": (0.5,),
+            "augment": {
+                "flip_horizontal": False,
+                "flip_vertical": False,
+                "dihedral": False,
+                "rotation": 0.0,  # greatest angle, degrees
+                "rotation_fill": "reflect",  # outside of the image: reflect, constant
+                "interpolation": "bilinear",  # bilinear, nearest
+                "resized_crop": (),  # (least, greatest) share of the area
+                "translate": 0.0,  # greatest shift, share of the side
+                "scale": (),  # (least, greatest) zoom
+                "shear": 0.0,  # greatest, degrees
+                "brightness": 0.0,  # factors from 1 - x to 1 + x
+                "contrast": 0.0,
+                "saturation": 0.0,
+                "hue": 0.0,  # greatest turn, up to 0.5
+                "randaugment": (),  # (operations, magnitude 0..30)
+                "trivialaugment": False,
+                "erasing": 0.0,  # probability
+                "erasing_value": "zero",  # zero, noise
+                "mixup": 0.0,  # alpha
+                "cutmix": 0.0,  # alpha
+            },
+        }
+    )
 
 
 def finish(config: ConfigDict, presets: dict[str, Preset], names: str) -> ConfigDict:
-    """Applies comma-separated presets in order and locks the config; an unknown preset is a ValueError that lists them."""
+    """Applies comma-separated presets in order and locks the config; a ValueError lists them for an unknown one."""
     for name in filter(None, names.split(",")):
         if name not in presets:
             raise ValueError(f"unknown preset '{name}'; choose from {', '.join(sorted(presets))}")

@@ -3,11 +3,11 @@
     python -m input_pipeline.prepare --study=hpa --source=RAW --out=data/hpa
     python -m research.main --config=configs/hpa.py:method --config.data.dir=data/hpa --workdir=runs/hpa
 
-Without data, `--config=configs/hpa.py` is a demonstration on simulated cells: under 8 minutes on two CPU cores, installation
-included. It shrinks network, image size and steps (see `config.demonstration`); `method` is the study's own recipe:
-InceptionResNetV2 with a dense layer of 512, 128 px in [-1, 1], rotations and flips, soft macro F1, AMSGrad, 50 epochs
-at 1e-4 with batch 512 and a frozen backbone, then 16 epochs of all layers at 1e-6 with batch 128; learning rate halved on
-a plateau of 2 epochs. Nothing is frozen when no pretrained weights are given.
+Without data, `--config=configs/hpa.py` is a demonstration on simulated cells: under 8 minutes on two CPU cores,
+installation included. It shrinks network, image size and steps (see `config.demonstration`); `method` is the study's
+own recipe: InceptionResNetV2 with a dense layer of 512, 128 px in [-1, 1], rotations and flips, soft macro F1, AMSGrad,
+50 epochs at 1e-4 with batch 512 and a frozen backbone, then 16 epochs of all layers at 1e-6 with batch 128; learning
+rate halved on a plateau of 2 epochs. Nothing is frozen when no pretrained weights are given.
 
 Presets, to be combined by commas:
   method         the study's recipe, on prepared data
@@ -41,8 +41,8 @@ def get_config(presets: str = "") -> ConfigDict:
 
 def _demonstration(config: ConfigDict) -> None:
     config.demonstration = (
-        "simple_cnn at 64 px for a few epochs stands for InceptionResNetV2 at 128 px for 66 epochs, on simulated cells; "
-        "the preset `method` is the study's recipe"
+        "simple_cnn at 64 px for 20 epochs stands for InceptionResNetV2 at 128 px for 66 epochs, on simulated "
+        "cells; the preset `method` is the study's recipe"
     )
     config.image_size = 64
     config.batch_size = 32

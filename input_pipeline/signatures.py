@@ -15,7 +15,8 @@ leaves out the same):
 `compare` proves a pair: matched features must agree on one affine map near a rotation (RANSAC, Fischler and Bolles
 1981; augmentations shear and zoom a little too), and under that map the details must correlate, and the colours agree,
 over the overlap of the two valid areas. A second exposure of the same field (the blood-cell set has some) correlates
-but differs in colour, and counts as another photograph; so does a copy of changed brightness. Copies of one photograph
+but differs in colour, and counts as another photograph; so does a recoloured copy, but not one of other brightness.
+Copies of one photograph
 agree in 25 to 110 features and correlate above 0.9; different chest X-rays reach 30 features and 0.89, different
 everyday photographs 8 features and 0.3.
 """
@@ -56,7 +57,7 @@ REPROJECTION_ERROR = 0.9  # canvas pixels, 4.5 working pixels
 REGISTERED = ((8, 0.95), (12, 0.9), (35, 0.8))  # agreeing features with a correlation; one of these must hold
 SMALLEST_OVERLAP = 0.6  # of the smaller valid area; two copies shifted by a fifth of the side overlap by 0.67
 
-COLOUR_DIFFERENCE = 0.9  # grey levels after one common gain; copies reach 0.7, most second exposures start at 1
+COLOUR_DIFFERENCE = 1.2  # grey levels; copies of blood cells reach 0.3, colourful photographs after JPEG 1.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Evidence:
         inliers: matched features that agree on the transform.
         correlation: of the details over the shared area, at most 1.
         overlap: shared part of the smaller valid area, 0..1.
-        colour_difference: largest median difference of a channel over the shared area, in grey levels of 255.
+        colour_difference: largest difference of a channel's mean over the shared area, in grey levels of 255, after one
+            gain common to all channels.
     """
 
     inliers: int
@@ -231,12 +233,13 @@ def _agreement(first: np.ndarray, second: np.ndarray, transform: np.ndarray, mir
         return 0.0, overlap, 255.0
     halved = np.concatenate([transform[:, :2], (transform @ (0.5, 0.5, 1.0) - 0.5)[:, None] / 2], axis=1)
     colours, other_colours = cv2.warpAffine(colour.astype(np.float32), halved, (side, side))[whole], other_colour[whole]
-    gain = (colours * other_colours).sum() / max((colours**2).sum(), 1.0)
-    difference = gain * colours - other_colours
+    # Keras stretches what it saves to 0..255, so that copies differ by a gain when the brightest spot is shifted out.
+    colour_means, other_means = colours.mean(0), other_colours.mean(0)
+    difference = colour_means * (other_means.sum() / max(colour_means.sum(), 1.0)) - other_means
     values, others = moved[shared], other[shared].astype(np.float32)
     values, others = values - values.mean(), others - others.mean()
     correlation = (values * others).sum() / max(np.sqrt((values**2).sum() * (others**2).sum()), 1e-6)
-    return float(correlation), overlap, float(np.abs(np.median(difference, axis=0)).max())
+    return float(correlation), overlap, float(np.abs(difference).max())
 
 
 def _register(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray | None, int]:

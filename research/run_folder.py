@@ -13,8 +13,19 @@ from ml_collections import ConfigDict
 
 from input_pipeline.cli import UserError, atomic_write
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "scikit-learn",
-             "opencv-python-headless", "simplejpeg")
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "opencv-python-headless",
+    "simplejpeg",
+)
 
 
 class RunFolder:
@@ -44,8 +55,8 @@ class RunFolder:
                 before, now = _flat(stored).get(key), _flat(wanted).get(key)
                 if before != now:
                     raise UserError(
-                        f"{self.path} holds a run with config.{key} = {before!r}, now {now!r}; choose another --workdir "
-                        "or the same configuration."
+                        f"{self.path} holds a run with config.{key} = {before!r}, now {now!r}; choose another "
+                        "--workdir or the same configuration."
                     )
         else:
             atomic_write(file, json.dumps(wanted, indent=1, sort_keys=True) + "\n")

@@ -67,11 +67,16 @@ def validate(config: ConfigDict) -> None:
         "optimizer.accumulate": config.optimizer.accumulate,
         "optimizer.learning_rate": config.optimizer.learning_rate,
     }
-    positive |= {f"phases[{i}].learning_rate": p["learning_rate"] for i, p in enumerate(config.phases) if "learning_rate" in p}
+    for i, phase in enumerate(config.phases):
+        positive[f"phases[{i}].learning_rate"] = phase.get("learning_rate", 1.0)
     for name, value in positive.items():
         if not value > 0 or not np.isfinite(value):
             raise UserError(f"config.{name} is {value}; it must be a positive number.")
-    shares = {"optimizer.ema": config.optimizer.ema, "schedule.final": config.schedule.final, "model.head_dropout": config.model.head_dropout}
+    shares = {
+        "optimizer.ema": config.optimizer.ema,
+        "schedule.final": config.schedule.final,
+        "model.head_dropout": config.model.head_dropout,
+    }
     for name, value in shares.items():
         if not 0 <= value < 1:
             raise UserError(f"config.{name} is {value}; it must be at least 0 and below 1.")
@@ -98,12 +103,14 @@ def _check_devices(allow_cpu: bool) -> None:
 
     An explicit JAX_PLATFORMS=cpu is a choice, not an accident.
     """
-    accelerator = "NVIDIA GPU" if pathlib.Path("/dev/nvidia0").exists() else "TPU" if pathlib.Path("/dev/accel0").exists() else ""
+    nodes = {"NVIDIA GPU": "/dev/nvidia0", "TPU": "/dev/accel0"}
+    accelerator = next((name for name, node in nodes.items() if pathlib.Path(node).exists()), "")
     chosen = allow_cpu or os.environ.get("JAX_PLATFORMS", "") == "cpu"
     if accelerator and not chosen and jax.default_backend() == "cpu":
         extra = "cuda12" if accelerator == "NVIDIA GPU" else "tpu"
         raise UserError(
-            f"This machine has an {accelerator} but JAX runs on the CPU; install `pip install -e .[{extra}]`, or pass --allow_cpu."
+            f"This machine has an {accelerator} but JAX runs on the CPU; run `pip install -e '.[{extra}]'`, or pass "
+            "--allow_cpu."
         )
 
 
@@ -116,8 +123,8 @@ def open_data(config: ConfigDict, workdir: pathlib.Path) -> Dataset:
         return open_dataset(data.source or data.dir)
     if not data.simulated.train:
         raise UserError(
-            f"config.data.dir is not set; prepare the data with `python -m input_pipeline.prepare --study={config.study} "
-            "--source=RAW --out=DIR` and pass --config.data.dir=DIR."
+            "config.data.dir is not set; prepare the data with `python -m input_pipeline.prepare "
+            f"--study={config.study} --source=RAW --out=DIR` and pass --config.data.dir=DIR."
         )
     raw, prepared = workdir / "data" / "raw", workdir / "data" / "prepared"
     if not prepared.exists():
@@ -162,8 +169,8 @@ def _paths(tree: dict, prefix: str = "") -> set[str]:
 def with_roles(config: ConfigDict, dataset: Dataset, fold: int | None) -> Dataset:
     """The data set with the roles of a fold, of the study's own (leaky) split, or as stored.
 
-    Fold k: groups are dealt to folds over all labelled examples; fold k is `test`, `validation` and `calibration` are carved
-    from the rest by group.
+    Fold k: groups are dealt to folds over all labelled examples; fold k is `test`, `validation` and `calibration` are
+    carved from the rest by group.
     """
     if config.data.split == "study":
         return dataset.with_roles(splits.study_split(config.study, dataset.roles).roles)
@@ -174,8 +181,11 @@ def with_roles(config: ConfigDict, dataset: Dataset, fold: int | None) -> Datase
     labels, groups = dataset.labels[where], [dataset.groups[i] for i in where]
     k = config.search.folds
     stored = dataset.folds[where]
-    folds = stored if stored.max(initial=-1) + 1 == k else np.asarray(
-        splits.assign_folds(labels, groups, k, config.seed, dataset.multi_label))
+    folds = (
+        stored
+        if stored.max(initial=-1) + 1 == k
+        else np.asarray(splits.assign_folds(labels, groups, k, config.seed, dataset.multi_label))
+    )
     fixed = ["test" if f == fold else None for f in folds]
     fractions = config.search.fold_fractions.to_dict()
     roles = np.array(dataset.roles, dtype=object)
@@ -189,7 +199,9 @@ def check(trial: build.Trial) -> None:
     build.build_loss(trial)
     build.build_model(trial)
     if not len(trial.dataset.indices("validation")):
-        raise UserError(f"No example of {trial.dataset.directory} has the role 'validation'; prepare it with a validation share.")
+        raise UserError(
+            f"No example of {trial.dataset.directory} has the role 'validation'; prepare it with a validation share."
+        )
 
 
 def announce(config: ConfigDict, dataset: Dataset, trials: list[build.Trial], workdir: pathlib.Path) -> None:
@@ -199,7 +211,7 @@ def announce(config: ConfigDict, dataset: Dataset, trials: list[build.Trial], wo
     print(f"Data {dataset.directory}: {roles}")
     print(f"Devices: {', '.join(str(d) for d in jax.devices())}", flush=True)
     if dataset.simulated:
-        print("SIMULATED DATA: the images are drawn by a program; no figure of this run says anything about real cells.")
+        print("SIMULATED DATA: a program drew the images; no figure of this run says anything about real cells.")
     if config.demonstration:
         print(f"Demonstration: {config.demonstration}")
     if any("freeze" in phase for phase in config.phases) and not config.model.weights:
@@ -218,7 +230,7 @@ class SharedImages:
         self._device_key: tuple | None = None
 
     def attach(self, trial: build.Trial, mesh) -> build.Trial:
-        """The trial with its cache and, where its normalisation asks for them, the statistics of its training images."""
+        """The trial with its cache and, where its normalisation needs them, statistics of its training images."""
         config, dataset = trial.config, trial.dataset
         size, channels = config.image_size, trial.channels
         key = (size, channels, config.data.resize)
@@ -287,12 +299,21 @@ def run_trial(trial: build.Trial, workdir: pathlib.Path, mesh, stop: StopSignal,
             dataset.class_names,
         )
         if role in ("validation", "test"):
-            metrics[role] = validation_metrics(build.build_loss(trial), logits, dataset.labels[indices], dataset.multi_label)
+            loss = build.build_loss(trial)
+            metrics[role] = validation_metrics(loss, logits, dataset.labels[indices], dataset.multi_label)
     parameters = count_parameters(best.variables["params"])
     total = sum(leaf.nbytes for tree in best.variables.values() for leaf in tree.values())
     _write_hparams(trial, workdir, metrics)
-    ledger.update(trial.name, status="finished", parameters=parameters, bytes=int(total), best_step=best.step,
-                  steps=best.last_step, state_sha256=best.state_sha256, metrics=metrics)
+    ledger.update(
+        trial.name,
+        status="finished",
+        parameters=parameters,
+        bytes=int(total),
+        best_step=best.step,
+        steps=best.last_step,
+        state_sha256=best.state_sha256,
+        metrics=metrics,
+    )
     print(f"Trial {trial.name} took {time.monotonic() - start:.0f} s here.", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Runs `research.main` and writes what it is doing to the file named by STATUS_FILE: input, compile, step, save, evaluate, report.
+"""Runs `research.main` and writes what it is doing (compile, step, save, evaluate, report) to the file STATUS_FILE.
 
 The interruption tests read that file to kill the process in a chosen activity. The program itself has no such hook.
 """

@@ -18,8 +18,14 @@ def command(config: str, workdir: pathlib.Path, *arguments: str, module: str = "
 
 def run(config: str, workdir: pathlib.Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """Runs to the end; the result has stdout, stderr and returncode."""
-    return subprocess.run(command(config, workdir, *arguments), cwd=ROOT, env=ENVIRONMENT | environment,
-                          capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        command(config, workdir, *arguments),
+        cwd=ROOT,
+        env=ENVIRONMENT | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
 
 
 def ledger(workdir: pathlib.Path) -> list[dict[str, str]]:

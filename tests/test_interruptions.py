@@ -39,8 +39,12 @@ def uninterrupted(tmp_path_factory):
 def start(workdir: pathlib.Path, status: pathlib.Path, log: pathlib.Path) -> subprocess.Popen:
     status.unlink(missing_ok=True)
     return subprocess.Popen(
-        command(CONFIG, workdir, *ARGUMENTS, module="tests.interruption_driver"), cwd=ROOT, stdout=open(log, "a"),
-        stderr=subprocess.STDOUT, env=ENVIRONMENT | {"STATUS_FILE": str(status)}, start_new_session=True,
+        command(CONFIG, workdir, *ARGUMENTS, module="tests.interruption_driver"),
+        cwd=ROOT,
+        stdout=open(log, "a"),
+        stderr=subprocess.STDOUT,
+        env=ENVIRONMENT | {"STATUS_FILE": str(status)},
+        start_new_session=True,
     )
 
 

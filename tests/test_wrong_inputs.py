@@ -32,8 +32,18 @@ def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
 
 
 def prepare(study: str, source, out, *arguments: str) -> subprocess.CompletedProcess:
-    return shell([sys.executable, "-m", "input_pipeline.prepare", f"--study={study}", f"--source={source}", f"--out={out}",
-                  "--workers=1", *arguments])
+    return shell(
+        [
+            sys.executable,
+            "-m",
+            "input_pipeline.prepare",
+            f"--study={study}",
+            f"--source={source}",
+            f"--out={out}",
+            "--workers=1",
+            *arguments,
+        ]
+    )
 
 
 def train(workdir, *arguments: str, config: str = SMOKE, **options) -> subprocess.CompletedProcess:
@@ -113,7 +123,9 @@ def test_negative_learning_rate(tmp_path):
 
 
 def test_batch_larger_than_the_data(tmp_path, dataset):
-    result = train(tmp_path / "run", *single(dataset), "--config.batch_size=4096", config="configs/blood_cells.py:single")
+    result = train(
+        tmp_path / "run", *single(dataset), "--config.batch_size=4096", config="configs/blood_cells.py:single"
+    )
     assert_refused(result, "4096", "batch_size")
     assert not (tmp_path / "run").exists()
 
@@ -133,7 +145,7 @@ def test_full_disk(tmp_path, dataset):
     try:
         result = train(small / "run", *single(dataset), "--config.model.options.widths=(64,128)",
                        config="configs/blood_cells.py:single")  # fmt: skip
-        assert_refused(result, "space")
+        assert_refused(result, "space left")
         checkpoints = small / "run" / "checkpoints"
         steps = [p.name for p in checkpoints.glob("*/*") if not p.name.startswith(".")]
         assert not steps, steps

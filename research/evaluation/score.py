@@ -1,4 +1,4 @@
-"""From saved predictions to scored ones: temperature and thresholds from `calibration`, decisions and metrics on `test`.
+"""From saved predictions to scored ones: temperature and thresholds from `calibration`, metrics on `test`.
 
 Reads files only, so a report can be made again, and tested, without training.
 """
@@ -10,7 +10,10 @@ import numpy as np
 
 from research.evaluation import calibration, metrics, predictions, statistics, thresholds
 
-HEADLINE = {True: ("macro_f1", "micro_f1", "sample_f1", "auprc_macro"), False: ("accuracy", "macro_f1", "mcc", "auroc_macro")}
+HEADLINE = {
+    True: ("macro_f1", "micro_f1", "sample_f1", "auprc_macro"),
+    False: ("accuracy", "macro_f1", "mcc", "auroc_macro"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +103,9 @@ def estimates(scored: Scored, resamples: int, seed: int = 0) -> dict[str, dict]:
     intervals = statistics.metric_intervals(
         scored.labels, scored.predicted, k, scored.multi_label, scored.groups, resamples, seed
     )
-    ranked, _ = statistics.score_intervals(scored.scores, scored.labels, scored.multi_label, scored.groups, resamples, seed)
+    ranked, _ = statistics.score_intervals(
+        scored.scores, scored.labels, scored.multi_label, scored.groups, resamples, seed
+    )
     return {name: interval_of(value, (intervals | ranked).get(name)) for name, value in values.items()}
 
 
@@ -110,7 +115,9 @@ def baseline_estimates(predicted: np.ndarray, scored: Scored, resamples: int, se
     true = metrics.check_labels(scored.labels, k, scored.multi_label, len(scored.ids))
     given = metrics.decisions(np.zeros((len(scored.ids), k)), scored.multi_label, predicted=predicted)
     values = metrics.from_counts(metrics.example_counts(true, given).sum(axis=0), scored.multi_label)
-    intervals = statistics.metric_intervals(scored.labels, predicted, k, scored.multi_label, scored.groups, resamples, seed)
+    intervals = statistics.metric_intervals(
+        scored.labels, predicted, k, scored.multi_label, scored.groups, resamples, seed
+    )
     return {name: interval_of(float(value), intervals[name]) for name, value in values.items()}
 
 
@@ -122,8 +129,9 @@ def interval_of(value: float, interval: tuple[float, float] | None) -> dict:
 
 def per_class(scored: Scored, resamples: int, seed: int = 0) -> list[dict]:
     """One row per class: precision, recall and F1 with intervals, average precision, AUROC, support, mean threshold."""
-    rows = metrics.per_class(scored.scores, scored.labels, scored.multi_label, predicted=scored.predicted,
-                             class_names=scored.class_names)
+    rows = metrics.per_class(
+        scored.scores, scored.labels, scored.multi_label, predicted=scored.predicted, class_names=scored.class_names
+    )
     intervals = statistics.per_class_intervals(
         scored.labels, scored.predicted, len(scored.class_names), scored.multi_label, scored.groups, resamples, seed
     )
@@ -156,7 +164,12 @@ def confident_mistakes(scored: Scored, most: int) -> list[dict]:
     worst = confidence.max(axis=1)
     order = np.argsort(-worst, kind="stable")[:most]
     return [
-        {"row": int(i), "true": list(names[true[i]]), "predicted": list(names[given[i]]), "probability": float(worst[i])}
+        {
+            "row": int(i),
+            "true": list(names[true[i]]),
+            "predicted": list(names[given[i]]),
+            "probability": float(worst[i]),
+        }
         for i in order
         if worst[i] > 0
     ]

@@ -118,15 +118,18 @@ def _provenance(config, members, scored) -> dict:
             groups = len(set(dataset.groups[indices]))
             roles.append({"role": role, "n_examples": len(indices), "used_for": use, "n_groups": groups})
     statements = [
-        f"The checkpoint was chosen by {config.selection} on validation, among evaluations every {config.evaluate_every}.",
+        f"The checkpoint was chosen by {config.selection} on validation, evaluated every {config.evaluate_every}.",
         "Temperature and thresholds were fitted on calibration; nothing was chosen on test.",
         "Groups (copies, near-duplicates, patients, photographs) never stand in two labelled roles."
-        if config.data.split == "roles" else "The split ignores groups: the figures are too good.",
+        if config.data.split == "roles"
+        else "The split ignores groups: the figures are too good.",
     ]
     if len(members) > 1:
-        statements.append("The roles listed are those of the first fold; every labelled image is test in exactly one fold.")
+        statements.append("The roles are those of the first fold; every labelled image is test in exactly one fold.")
     if dataset.multi_label:
-        statements.append(f"An image without any label above its threshold gets its fallback: {config.evaluation.fallback}.")
+        statements.append(
+            f"An image without a label above its threshold gets the fallback {config.evaluation.fallback}."
+        )
     return {
         "roles": roles,
         "statements": statements,
@@ -139,9 +142,10 @@ def _training_figures(folder: pathlib.Path, ledger: list[dict], chosen: list[str
     best = {row["id"]: int(row["best_step"]) for row in ledger if row["id"] in chosen}
     first = [row for row in rows if row["trial"] == chosen[0]]
     phases = list(dict.fromkeys((_phase_start(first, row["phase"]), row["phase"]) for row in first))
-    plots.learning_curves(rows, folder / "report" / "learning_curves.png", phases=phases if len(phases) > 1 else (), best=best)
-    return [{"path": "learning_curves.png", "caption": "Learning curves; the star marks the checkpoint that was chosen.",
-             "section": "training"}]  # fmt: skip
+    phases = phases if len(phases) > 1 else ()
+    plots.learning_curves(rows, folder / "report" / "learning_curves.png", phases=phases, best=best)
+    caption = "Learning curves; the star marks the checkpoint that was chosen."
+    return [{"path": "learning_curves.png", "caption": caption, "section": "training"}]
 
 
 def _phase_start(rows: list[dict], phase: str) -> int:
@@ -185,8 +189,16 @@ def _scored_parts(folder, config, members, scored, stop, figures: list[dict]) ->
     figures += [
         {"path": "per_class.png", "caption": "F1 of each class with its 95 % interval.", "section": "classes"},
         {"path": "confusion.png", "caption": "What is predicted, given what is true.", "section": "classes"},
-        {"path": "pr_curves.png", "caption": "Precision and recall; the diamond marks the threshold in use.", "section": "classes"},
-        {"path": "reliability.png", "caption": "Stated probability against observed frequency.", "section": "calibration"},
+        {
+            "path": "pr_curves.png",
+            "caption": "Precision and recall; diamonds mark the thresholds.",
+            "section": "classes",
+        },
+        {
+            "path": "reliability.png",
+            "caption": "Stated probability against observed frequency.",
+            "section": "calibration",
+        },
     ]
     parts["mistakes"] = _mistakes(out, members[0].dataset, scored)
     return parts
@@ -196,7 +208,9 @@ def _folds(scored) -> list[dict]:
     rows = []
     for fold in np.unique(scored.folds):
         where = scored.folds == fold
-        found = metrics.evaluate(scored.scores[where], scored.labels[where], scored.multi_label, predicted=scored.predicted[where])
+        found = metrics.evaluate(
+            scored.scores[where], scored.labels[where], scored.multi_label, predicted=scored.predicted[where]
+        )
         rows.append({"fold": int(fold), "metrics": {k: found[k] for k in score.HEADLINE[scored.multi_label]},
                      "n_examples": int(where.sum()), "n_groups": len(set(scored.groups[where]))})  # fmt: skip
     mean = {k: float(np.mean([r["metrics"][k] for r in rows])) for k in rows[0]["metrics"]}
@@ -229,8 +243,9 @@ def _baselines(members, scored, n: int, seed: int, stop) -> list[dict]:
     for name, parts in by_name.items():
         predicted = np.concatenate(parts)
         given = metrics.decisions(scored.scores, scored.multi_label, predicted=predicted)
-        rows = metrics.per_class(given.astype(float), scored.labels, scored.multi_label, predicted=predicted,
-                                 class_names=scored.class_names)
+        rows = metrics.per_class(
+            given.astype(float), scored.labels, scored.multi_label, predicted=predicted, class_names=scored.class_names
+        )
         result.append({"name": name, "metrics": score.baseline_estimates(predicted, scored, n, seed),
                        "by_class": {row["class"]: row["f1"] for row in rows}})  # fmt: skip
     return result
@@ -247,8 +262,16 @@ class _Histograms:
         """float32 `[n, F]`."""
         missing = np.array([i for i in indices if int(i) not in self.features], np.int64)
         trial = self.trial
-        batches = eval_batches(trial.dataset, missing, 256, trial.config.image_size, trial.channels,
-                               threads=trial.threads, resize=trial.config.data.resize, cache=trial.cache)
+        batches = eval_batches(
+            trial.dataset,
+            missing,
+            256,
+            trial.config.image_size,
+            trial.channels,
+            threads=trial.threads,
+            resize=trial.config.data.resize,
+            cache=trial.cache,
+        )
         for batch in batches if len(missing) else ():
             found = baselines.histogram_features(batch["image"][batch["valid"]])
             self.features |= dict(zip(batch["index"][batch["valid"]].tolist(), found, strict=True))
@@ -267,8 +290,10 @@ def _calibration(config, scored) -> dict:
         }
     }  # fmt: skip
     if scored.thresholds is not None:
-        rows = [{"class": name, "threshold": float(cut)} for name, cut in
-                zip(scored.class_names, scored.thresholds.mean(axis=0), strict=True)]
+        rows = [
+            {"class": name, "threshold": float(cut)}
+            for name, cut in zip(scored.class_names, scored.thresholds.mean(axis=0), strict=True)
+        ]
         parts["thresholds"] = {"method": config.evaluation.thresholds, "role": "calibration",
                                "fallback": str(config.evaluation.fallback), "rows": rows}  # fmt: skip
     return parts
@@ -278,8 +303,13 @@ def _tensorboard(folder: pathlib.Path, trial: str, true: np.ndarray, scored) -> 
     run = folder / "tensorboard" / trial / "test"
     shutil.rmtree(run, ignore_errors=True)  # the report may be made again
     writer = MetricWriter(run)
-    writer.write_pr_curve(0, {f"test/{name}": (true[:, k].astype(int), scored.scores[:, k].clip(0, 1))
-                              for k, name in enumerate(scored.class_names)})
+    writer.write_pr_curve(
+        0,
+        {
+            f"test/{name}": (true[:, k].astype(int), scored.scores[:, k].clip(0, 1))
+            for k, name in enumerate(scored.class_names)
+        },
+    )
     writer.close()
 
 

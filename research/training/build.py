@@ -150,7 +150,10 @@ def build_parts(trial: Trial, phase: Phase, paths: tuple[str, ...], mesh) -> Ste
     if config.loss.class_weights != "none":
         weights = jnp.asarray(
             class_weights.class_weights(
-                trial.dataset.labels[trial.train_indices], trial.num_classes, config.loss.class_weights, config.loss.beta
+                trial.dataset.labels[trial.train_indices],
+                trial.num_classes,
+                config.loss.class_weights,
+                config.loss.beta,
             )
         )
     return StepParts(

@@ -1,6 +1,6 @@
 """How the state survives: one folder per step, complete or absent, verified by checksums before it is trusted.
 
-orbax writes the arrays. Around it: everything goes to a temporary folder which is renamed when complete, `manifest.json`
+orbax writes the arrays. Around it: all goes to a temporary folder which is renamed when complete, `manifest.json`
 holds the SHA-256 of every file, and a step that fails the check on restore is passed over for the one before it, aloud
 (orbax itself restores flipped bits silently).
 """
@@ -66,13 +66,12 @@ class Checkpoints:
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
 
     def save(self, step: int, tree, meta: dict, best_step: int) -> None:
-        """Writes arrays and JSON `meta` of `step`; returns when they are on disk. Prunes to newest two + `best_step`."""
+        """Writes arrays and JSON `meta` of `step` and returns when they are on disk; prunes to newest two + best."""
         temporary = self.folder / f".tmp.{step}"
         if jax.process_index() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-        self._orbax.save(temporary / "state", tree)
-        self._orbax.wait_until_finished()
+        self._write_arrays(temporary / "state", tree)
         if jax.process_index() == 0:
             content = json.dumps(meta | {"step": step, "shapes": shapes(tree)}, indent=1)
             (temporary / "meta.json").write_text(content, encoding="utf-8")
@@ -82,6 +81,20 @@ class Checkpoints:
             for old in self.steps()[:-2]:
                 if old != best_step:
                     shutil.rmtree(self.folder / str(old))
+
+    def _write_arrays(self, path: pathlib.Path, tree) -> None:
+        """Hands the arrays to orbax; a refusal of the file system, which it wraps, becomes a sentence."""
+        try:
+            self._orbax.save(path, tree)
+            self._orbax.wait_until_finished()
+        except (OSError, ValueError) as error:
+            shutil.rmtree(path.parent, ignore_errors=True)
+            text = str(error)
+            reason = "no space left on the device" if "No space left" in text else text.splitlines()[0]
+            raise UserError(
+                f"The checkpoint could not be written to {self.folder} ({reason}); the ones before it are intact: make "
+                "room and run the same command again."
+            ) from error
 
     def _replace(self, temporary: pathlib.Path, final: pathlib.Path) -> None:
         """A step saved again (stopped before its evaluation, say) takes the place of the earlier save."""
@@ -104,12 +117,10 @@ class Checkpoints:
             problem = damage(self.folder / str(step))
             if not problem:
                 return step
-            logging.warning(
-                "Checkpoint of step %d is damaged (%s); falling back to the one before it.", step, problem
-            )
+            logging.warning("Checkpoint of step %d is damaged (%s); falling back to the one before it.", step, problem)
             os.rename(self.folder / str(step), self.folder / f"damaged-{step}")
         if steps:
-            raise UserError(f"All checkpoints in {self.folder} are damaged and were set aside; run again to start afresh.")
+            raise UserError(f"All checkpoints in {self.folder} are damaged and set aside; run again to start afresh.")
         return None
 
     def meta(self, step: int) -> dict:

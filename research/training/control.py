@@ -35,8 +35,8 @@ class Controls:
     def observe(self, config, step: int, metrics: dict[str, float], base_rate: float) -> bool:
         """Takes the validation metrics of an evaluation; returns whether this step is the best so far.
 
-        Plateau (Keras's ReduceLROnPlateau, min_delta 1e-4): after `plateau_patience` evaluations without improvement the
-        learning rate is multiplied by `plateau_factor`, never below `plateau_floor`.
+        Plateau (Keras's ReduceLROnPlateau, min_delta 1e-4): after `plateau_patience` evaluations without improvement
+        the learning rate is multiplied by `plateau_factor`, never below `plateau_floor`.
         """
         schedule = config.schedule
         value = metrics[config.selection]

@@ -46,7 +46,8 @@ class Predictor:
             self.stop.check()
             image = gather(sharding.put_batch(self.mesh, without_labels(batch)), self.images)["image"]
             if self._compiled is None:
-                self._compiled = self.stop.interruptible(lambda image=image: self._function.lower(variables, image).compile())
+                lowered = functools.partial(self._function.lower, variables, image)
+                self._compiled = self.stop.interruptible(lambda lowered=lowered: lowered().compile())
             # Outside of jit, so that the views share one program; they are laid out like the batch.
             rows = np.asarray(tta_logits(lambda x: self._apply(variables, x), image, self.views))
             count = min(self.batch_size, len(indices) - done)

@@ -122,9 +122,7 @@ class Training:
         phase = self.phases[min(self.meta["phase"], len(self.phases) - 1)]
         template = jax.eval_shape(lambda v: self._fresh(v, phase), variables)
         shardings = sharding.shardings(template, self.mesh, self.config.shard_parameters)
-        template = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), template, shardings
-        )
+        template = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), template, shardings)
         restored = self.checkpoints.restore(step, state.to_tree(template))
         self._set_state(state.from_tree(template, restored))
         self.saved_step = step
@@ -147,7 +145,7 @@ class Training:
         stored = self.checkpoints.meta(step)
         if stored["dataset"] != self.trial.dataset.fingerprint:
             raise UserError(
-                f"The checkpoint in {self.checkpoints.folder} was made with other data than {self.trial.dataset.directory} "
+                f"{self.checkpoints.folder} was made with other data than {self.trial.dataset.directory} "
                 "holds now; choose another --workdir or restore the data set."
             )
         self.meta = {k: stored[k] for k in self.meta}
@@ -191,15 +189,21 @@ class Training:
         evaluate_every = max(1, length.parse(self.config.evaluate_every, "evaluate_every"))
         self.checkpoint_every = max(1, length.parse(self.config.checkpoint_every, "checkpoint_every"))
         self.rate = schedules.learning_rate(self.config.schedule, phase.learning_rate, length)
-        print(f"Phase '{phase.name}': {length.steps} steps of {phase.batch_size} images, "
-              f"{length.steps_per_epoch:.1f} steps an epoch.", flush=True)
+        print(
+            f"Phase '{phase.name}': {length.steps} steps of {phase.batch_size} images, "
+            f"{length.steps_per_epoch:.1f} steps an epoch.",
+            flush=True,
+        )
         first = self._step() - start
         batches = self._batches(phase, first)
         for done in itertools.count(first):
             if done and (done % evaluate_every == 0 or done >= length.steps):
                 self._evaluate(phase, start + done)
                 if self.controls.should_stop(self.config):
-                    print(f"Stopping early: no better {self.config.selection} for {self.controls.stale} evaluations.", flush=True)
+                    print(
+                        f"Stopping early: no better {self.config.selection} for {self.controls.stale} evaluations.",
+                        flush=True,
+                    )
                     return
             if done >= length.steps:
                 return
@@ -240,9 +244,7 @@ class Training:
             return steps.train_step(parts, current, inference.gather(batch, images), rate)
 
         jitted = jax.jit(step, donate_argnums=0, out_shardings=self.shardings)
-        self.train_step = self.stop.interruptible(
-            lambda: jitted.lower(self.state, batch, rate, self.images).compile()
-        )
+        self.train_step = self.stop.interruptible(lambda: jitted.lower(self.state, batch, rate, self.images).compile())
         if first and self.meta["phase"] == 0:
             self._show_batch(parts, batch)
 
@@ -282,13 +284,16 @@ class Training:
         left = (phase.length.steps - done) * seconds / count
         print(
             f"{self.trial.name}  step {row['step']}  {phase.name} {done}/{phase.length.steps}  loss {row['loss']:.4f}  "
-            f"{speed['images_per_second']:.0f} images/s  input {100 * speed['input_wait_share']:.0f}%  ETA {_minutes(left)}",
+            f"{speed['images_per_second']:.0f} images/s  input {100 * speed['input_wait_share']:.0f}%  "
+            f"ETA {_minutes(left)}",
             flush=True,
         )
         if skipped and self.config.nonfinite == "abort":
             raise UserError(f"Loss or gradient was not finite by step {row['step']}; lower the learning rate.")
         if streak >= _STREAK:
-            raise UserError(f"Training diverged: {streak} steps in a row without a finite loss; lower the learning rate.")
+            raise UserError(
+                f"Training diverged: {streak} steps in a row without a finite loss; lower the learning rate."
+            )
 
     def _evaluate(self, phase: build.Phase, step: int) -> None:
         """Evaluates on `validation`, once per step, and lets the controls act on it."""
@@ -299,12 +304,15 @@ class Training:
             indices = self.trial.dataset.indices("validation")
             logits = self.predictor(self.state.evaluated(), indices)
             row = self._row("validation", phase, step - self.meta["phase_start"])
-            row |= validation_metrics(self.loss, logits, self.trial.dataset.labels[indices], self.trial.dataset.multi_label)
+            row |= validation_metrics(
+                self.loss, logits, self.trial.dataset.labels[indices], self.trial.dataset.multi_label
+            )
         best = self.controls.observe(self.config, step, row, phase.learning_rate)
         self._write(row, {})
         print(
-            f"{self.trial.name}  step {step}  validation  " + "  ".join(
-                f"{k} {row[k]:.4f}" for k in ("loss", "accuracy", "macro_f1") if k in row) + ("  (best)" if best else ""),
+            f"{self.trial.name}  step {step}  validation  "
+            + "  ".join(f"{k} {row[k]:.4f}" for k in ("loss", "accuracy", "macro_f1") if k in row)
+            + ("  (best)" if best else ""),
             flush=True,
         )
         due = (step - self.meta["phase_start"]) % self.checkpoint_every == 0
@@ -340,13 +348,18 @@ class Training:
         meta = self.meta | {
             "controls": dataclasses.asdict(self.controls),
             "dataset": self.trial.dataset.fingerprint,
-            "position": {"seed": self.config.seed, "phase": self.meta["phase"],
-                         "step": self._step() - self.meta["phase_start"]},
+            "position": {
+                "seed": self.config.seed,
+                "phase": self.meta["phase"],
+                "step": self._step() - self.meta["phase_start"],
+            },
         }
         self.writer.flush()
         self.log.flush()
         with self.clock.measure("save"):
-            self.checkpoints.save(self._step(), state.to_tree(self.state), json.loads(json.dumps(meta)), self.controls.best_step)
+            self.checkpoints.save(
+                self._step(), state.to_tree(self.state), json.loads(json.dumps(meta)), self.controls.best_step
+            )
         self.saved_step = self._step()
 
 

@@ -15,9 +15,9 @@ from input_pipeline.cli import UserError
 def direction(settings) -> optax.GradientTransformation:
     """Returns the ascent direction u of `settings` (config.optimizer); the caller applies θ ← θ − rate·u.
 
-    sgd (momentum, Nesterov), adam (Kingma & Ba 2015), amsgrad (Reddi et al. 2018, as Keras: the largest v before the bias
-    correction), adamw and decoupled `weight_decay` for all of them (Loshchilov & Hutter 2019), lion (Chen et al. 2023),
-    rmsprop. `clip_norm` clips the gradient's global norm first.
+    sgd (momentum, Nesterov), adam (Kingma & Ba 2015), amsgrad (Reddi et al. 2018), adamw and decoupled `weight_decay`
+    for all of them (Loshchilov & Hutter 2019), lion (Chen et al. 2023), rmsprop. `clip_norm` clips the gradient's global
+    norm first.
     """
     s = settings
     kinds = {

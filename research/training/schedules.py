@@ -57,19 +57,19 @@ def length_of(settings, batch_size: int, num_examples: int, default=None) -> Len
     given = {k: v for k, v in chosen.items() if v > 0}
     if len(given) != 1:
         raise UserError(
-            f"Set exactly one of steps, epochs and examples ({', '.join(given) or 'none'} is set); set the others to 0."
+            f"Set exactly one of steps, epochs and examples ({', '.join(given) or 'none'} is set), the others to 0."
         )
     if batch_size > num_examples:
         raise UserError(
-            f"config.batch_size is {batch_size} but only {num_examples} training examples exist; choose a smaller batch."
+            f"config.batch_size is {batch_size} but there are only {num_examples} training examples; make it smaller."
         )
-    (unit, value), = given.items()
+    ((unit, value),) = given.items()
     examples = {"steps": value * batch_size, "epochs": value * num_examples, "examples": value}[unit]
     return Length(max(1, int(round(examples / batch_size))), batch_size, num_examples)
 
 
 def learning_rate(schedule, base: float, length: Length) -> Callable[[int], float]:
-    """Learning rate before step `s` (0-based) of a phase, without the plateau's factor.
+    """Learning rate of step `s` (0-based) of a phase, without the plateau's factor.
 
     constant: base. cosine: base·(f + (1−f)·(1+cos πt)/2), t = share of the steps after the warm-up, f = `final`.
     one_cycle (Smith 2018): base/25 up to base over the first 30 %, then down to base/10⁴, both as half cosines.

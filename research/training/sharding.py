@@ -1,7 +1,7 @@
 """Where arrays live: one mesh axis over all devices, batches split along it, parameters whole or split by rule.
 
-jit with shardings replaces pmap: the program is written for the global batch, so BatchNorm, losses and metrics see all of
-it without axis names, one program serves one device or many hosts, and a batch need not divide evenly.
+jit with shardings replaces pmap: the program is written for the global batch, so BatchNorm, losses and metrics see all
+of it without axis names, one program serves one device or many hosts, and a batch need not divide evenly.
 """
 
 import math
@@ -31,12 +31,12 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 
 
 def rows_for(mesh: Mesh, batch_size: int) -> int:
-    """`batch_size` rounded up to a multiple of the devices: the rows that are transferred; the step cuts the padding off."""
+    """`batch_size` rounded up to a multiple of the devices: what is transferred; the step cuts the padding off."""
     return math.ceil(batch_size / mesh.size) * mesh.size
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Moves this host's rows `[b, ...]` of a batch to its devices; the result is global, `[B, ...]`. Ids stay on the host."""
+    """Moves this host's rows `[b, ...]` of a batch to its devices; the result is global `[B, ...]`, without ids."""
     sharding = over_batch(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
@@ -55,7 +55,7 @@ def spec_of(path: str, shape: tuple[int, ...], rules: Iterable[str], devices: in
 
 
 def shardings(tree, mesh: Mesh, rules: Iterable[str]):
-    """NamedShardings for a tree whose arrays stand under dictionary keys that are parameter paths (also optax states)."""
+    """NamedShardings of a tree whose arrays stand under keys that are parameter paths (also optax states)."""
     rules = tuple(rules)
 
     def one(key_path, leaf) -> NamedSharding:

@@ -62,7 +62,7 @@ class StopSignal:
 
 
 class Clock:
-    """Seconds spent by kind ("step", "input", "compile", "evaluate", "save"), for rates and an ETA without compilation."""
+    """Seconds spent by kind ("step", "input", "compile", "evaluate", "save"), so that an ETA excludes compilation."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -60,8 +60,9 @@ def zero_sums(num_classes: int) -> dict[str, jax.Array]:
     return scalars | counts
 
 
-def create(variables, seed: int, transformation: optax.GradientTransformation, trainable, ema: bool,
-           num_classes: int) -> TrainState:
+def create(
+    variables, seed: int, transformation: optax.GradientTransformation, trainable, ema: bool, num_classes: int
+) -> TrainState:
     """A fresh state from Flax `variables` ({"params", "batch_stats"}, nested)."""
     params, stats = flatten(variables["params"]), flatten(variables.get("batch_stats", {}))
     return TrainState(
@@ -90,9 +91,7 @@ def from_tree(template: TrainState, tree: dict[str, Any]) -> TrainState:
     named = flax.serialization.to_state_dict(template)
     arrays = flatten_dict(tree)
     flat = flatten_dict(named, keep_empty_nodes=True)
-    filled = {
-        path: arrays.get(tuple(str(k).replace("/", ".") for k in path), value) for path, value in flat.items()
-    }
+    filled = {path: arrays.get(tuple(str(k).replace("/", ".") for k in path), value) for path, value in flat.items()}
     return flax.serialization.from_state_dict(template, unflatten_dict(filled))
 
 

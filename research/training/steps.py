@@ -106,10 +106,10 @@ def _whole(parts: StepParts, state: TrainState, batch, key):
 def _accumulated(parts: StepParts, state: TrainState, batch, key):
     """As `_whole`, with the activations of one micro-batch at a time.
 
-    Exact for every loss: the loss's gradient at the logits is taken over the whole batch first, then pulled back through
-    the network micro-batch by micro-batch (gradient caching, Gao et al. 2021, arXiv:2101.06983). Per-example losses need no
-    first pass, because their gradient at the logits of a micro-batch does not depend on the others. Networks with BatchNorm
-    normalise over the micro-batch, as everywhere.
+    Exact for every loss: the loss's gradient at the logits is taken over the whole batch first, then pulled back
+    through the network micro-batch by micro-batch (gradient caching, Gao et al. 2021, arXiv:2101.06983). Per-example
+    losses need no first pass, because their gradient at the logits of a micro-batch does not depend on the others.
+    Networks with BatchNorm normalise over the micro-batch, as everywhere.
     """
     k = parts.accumulate
     micro = jax.tree.map(lambda x: x.reshape(k, x.shape[0] // k, *x.shape[1:]), batch)
@@ -195,8 +195,9 @@ def train_step(parts: StepParts, state: TrainState, batch: dict[str, jax.Array],
     ema = _average(parts, state, params, stats)
     sums = train_metrics(parts, loss, norm, logits, batch["target"], batch["valid"])
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    new = state.replace(params=params, batch_stats=stats, opt_state=opt_state, ema=ema,
-                        sums=jax.tree.map(jnp.add, state.sums, sums))
+    new = state.replace(
+        params=params, batch_stats=stats, opt_state=opt_state, ema=ema, sums=jax.tree.map(jnp.add, state.sums, sums)
+    )
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
     bad = 1 - finite.astype(jnp.int32)
     return kept.replace(step=state.step + 1, skipped=state.skipped + bad, streak=bad * (state.streak + 1))

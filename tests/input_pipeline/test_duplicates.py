@@ -56,21 +56,21 @@ def test_copies_fall_together_and_scenes_stay_apart():
     "pattern", ["captions/coco_mini/*2017/*.jpg", "pneumonia/chest_xray/train/*/*.jpeg", "lung_masks/cxr/*.png"]
 )
 def test_precision_and_recall_on_real_photographs(pattern):
-    images, truth = copies_of(read(pattern, 47), 3, shift=0.15)
+    images, truth = copies_of(read(pattern, 31), 3, shift=0.15)
     precision, recall = pairwise(grouped(images).groups, truth)
     assert precision >= 0.98
     assert recall >= 0.98
 
 
 def test_distinct_photographs_are_not_merged():
-    images = read("lung_masks/cxr/*.png", 100) + read("pneumonia/chest_xray/train/*/*.jpeg", 100)
+    images = read("lung_masks/cxr/*.png", 60) + read("pneumonia/chest_xray/train/*/*.jpeg", 60)
     found = grouped(images)
     assert found.statistics["groups"] >= len(images) - 1
 
 
 def test_real_blood_cells_of_few_photographs():
-    """The first files of one class, where 16 photographs underlie the folder: groups are large, as they should be."""
-    images = read("blood_cells/images/TRAIN/MONOCYTE/*.jpeg", 330)
+    """Files out of one class, where 16 photographs underlie the folder: groups are large, as they should be."""
+    images = read("blood_cells/images/TRAIN/MONOCYTE/*.jpeg", 240)
     found = grouped(images)
     assert found.statistics["groups"] == 16
 
@@ -157,10 +157,10 @@ def test_black_background_is_content_and_not_a_common_photograph():
 
 def test_second_exposure_and_overlapping_field_are_other_photographs():
     image = scene(5, 240, 320)
-    brighter = cv2.add(image, np.full_like(image, 6))
+    redder = cv2.add(image, np.full_like(image, (0, 0, 12)))
     wide = scene(6, 240, 480)
     left, right = np.ascontiguousarray(wide[:, :320]), np.ascontiguousarray(wide[:, 160:])
-    photographs = [image, brighter, left, right]
+    photographs = [image, redder, left, right]
     images, truth = copies_of(photographs, 6)
     precision, recall = pairwise(grouped(images).groups, truth)
     assert precision == 1.0

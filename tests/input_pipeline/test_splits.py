@@ -23,7 +23,7 @@ def grouped_examples(seed: int = 0, classes: int = 4, groups: int = 130):
     return labels, names
 
 
-def multi_labels(n: int = 403, k: int = 9, seed: int = 3) -> np.ndarray:
+def multi_labels(n: int = 251, k: int = 9, seed: int = 3) -> np.ndarray:
     generator = np.random.default_rng(seed)
     return generator.random((n, k)) < np.geomspace(0.5, 0.015, k)
 

@@ -19,7 +19,9 @@ from research.training import optimizers, sharding, state, steps
 B, K, SIZE = 12, 3, 16
 
 
-def make(batch_norm=True, loss="softmax_cross_entropy", accumulate=1, ema=0.0, freeze=(), batch_size=B, mesh=None, **aug):
+def make(
+    batch_norm=True, loss="softmax_cross_entropy", accumulate=1, ema=0.0, freeze=(), batch_size=B, mesh=None, **aug
+):
     """(parts, fresh state) of a tiny network; without BatchNorm it is linear on pooled pixels."""
     multi_label = loss != "softmax_cross_entropy"
     model = models.create("simple_cnn", num_classes=K, widths=(4, 6), frozen=freeze)
@@ -54,7 +56,9 @@ class Plain:
 
     def init(self, rngs, inputs, train):
         channels = inputs["image"].shape[-1]
-        return {"params": {"head": {"kernel": jax.random.normal(rngs["params"], (4 * channels, K)), "bias": jnp.zeros(K)}}}
+        return {
+            "params": {"head": {"kernel": jax.random.normal(rngs["params"], (4 * channels, K)), "bias": jnp.zeros(K)}}
+        }
 
     def apply(self, variables, inputs, train, rngs=None, mutable=()):
         x = inputs["image"]
@@ -66,7 +70,9 @@ class Plain:
 
 def batch(rows=B, multi_label=False, seed=0):
     rng = np.random.default_rng(seed)
-    label = rng.integers(0, 2, (rows, K)).astype(np.float32) if multi_label else rng.integers(0, K, rows).astype(np.int32)
+    label = (
+        rng.integers(0, 2, (rows, K)).astype(np.float32) if multi_label else rng.integers(0, K, rows).astype(np.int32)
+    )
     image = rng.integers(0, 256, (rows, SIZE, SIZE, 3), dtype=np.uint8)
     return {"image": jnp.asarray(image), "label": jnp.asarray(label), "valid": jnp.ones(rows, bool)}
 
@@ -99,9 +105,13 @@ def test_accumulation_with_batch_norm_equals_its_parts_by_hand():
     after = step(parts)(start, data, 1.0)
 
     def objective(params, stats, image, label):
-        output, updates = parts.model.apply({"params": state.nest(params), "batch_stats": state.nest(stats)},
-                                            {"image": parts.normalize(image)}, train=True, mutable=["batch_stats"],
-                                            rngs={"dropout": jax.random.key(0)})
+        output, updates = parts.model.apply(
+            {"params": state.nest(params), "batch_stats": state.nest(stats)},
+            {"image": parts.normalize(image)},
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
         terms = optax.softmax_cross_entropy_with_integer_labels(output.logits, label)
         return terms.sum() / B, state.flatten(updates["batch_stats"])
 
