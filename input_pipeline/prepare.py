@@ -11,12 +11,14 @@ input_pipeline/studies/.
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import numpy as np
 
@@ -102,16 +104,13 @@ def _same_depth(kept: list[Kept], skipped: list[tuple[str, str]]) -> list[int]:
 
 
 class _Intake:
-    """Images read so far: encoded bytes in the spool, signatures in a file, all the rest in memory."""
+    """Images read so far: encoded bytes and signatures in temporary files, all the rest in memory."""
 
     def __init__(self, folder: pathlib.Path, reader: Reader, manifest: Manifest):
         self.reader, self.manifest = reader, manifest
         self.spool = Spool(folder / "images.spool")
-        self._signature_path = folder / "signatures.spool"
-        self._signatures = None
-        if reader.near_duplicates:
-            size = max(1, len(manifest.examples))
-            self._signatures = np.memmap(self._signature_path, SIGNATURE, "w+", shape=(size,))
+        self._signatures = Spool(folder / "signatures.spool")
+        self._rows: list[int] = []
         self.kept: list[Kept] = []
         self.skipped: list[tuple[str, str]] = []
 
@@ -122,31 +121,33 @@ class _Intake:
             UserError: as soon as more than `max_bad` of all images are known to be unusable.
         """
         examples = self.manifest.examples
-        outcomes = progress(ingest(self.reader, examples, workers), len(examples), "reading")
-        for example, found in zip(examples, outcomes, strict=True):
-            if found.error:
-                self.skipped.append((example.id, found.error))
-                if len(self.skipped) > max_bad * len(examples):
-                    seen = len(self.kept) + len(self.skipped)
-                    raise _too_many(self.skipped, seen, len(examples), max_bad)
-                continue
-            if self._signatures is not None:
-                self._signatures[len(self.kept)] = found.signature
-            place = self.spool.append(found.data)
-            self.kept.append(Kept(example, dataclasses.replace(found, data=b"", signature=None), place))
+        with contextlib.closing(ingest(self.reader, examples, workers)) as outcomes:
+            for example, found in zip(examples, progress(outcomes, len(examples), "reading"), strict=True):
+                if found.error:
+                    self.skipped.append((example.id, found.error))
+                    if len(self.skipped) > max_bad * len(examples):
+                        seen = len(self.kept) + len(self.skipped)
+                        raise _too_many(self.skipped, seen, len(examples), max_bad)
+                    continue
+                if found.signature is not None:
+                    self._signatures.append(found.signature.tobytes())
+                place = self.spool.append(found.data)
+                self.kept.append(Kept(example, dataclasses.replace(found, data=b"", signature=None), place))
         self.spool.flush()
-        rows = _same_depth(self.kept, self.skipped)
+        self._signatures.flush()
+        self._rows = _same_depth(self.kept, self.skipped)
+        self.kept = [self.kept[i] for i in self._rows]
         if len(self.skipped) > max_bad * len(examples):
             raise _too_many(self.skipped, len(examples), len(examples), max_bad)
-        if len(rows) < len(self.kept):
-            self.kept = [self.kept[i] for i in rows]
-            if self._signatures is not None:
-                self._signatures[: len(rows)] = self._signatures[rows]
 
     @property
     def signatures(self) -> np.ndarray | None:
-        """Signatures of the images kept, `[N]`, or None."""
-        return None if self._signatures is None else self._signatures[: len(self.kept)]
+        """Signatures of the images kept, `[N]`, or None; read from disk, not held."""
+        if not self.reader.near_duplicates or not self.kept:
+            return None
+        # Mapped for reading only: a write into a mapped file on a full disk would kill the process.
+        stored = np.memmap(self._signatures.path, SIGNATURE, "r")
+        return stored if len(stored) == len(self._rows) else stored[self._rows]
 
     def __enter__(self) -> "_Intake":
         return self
@@ -157,11 +158,12 @@ class _Intake:
     def remove(self) -> None:
         """Deletes the temporary files."""
         self.spool.remove()
-        self._signatures = None
-        self._signature_path.unlink(missing_ok=True)
+        self._signatures.remove()
 
 
 def _check_kept(manifest: Manifest, kept: Sequence[Kept], source: raw.RawSource) -> None:
+    if not kept:
+        raise UserError(f"none of the images in {source.path} can be used: download them again.")
     found = {label for item in kept if item.example.role in (None, "train") for label in item.example.labels}
     absent = [name for label, name in enumerate(manifest.class_names) if label not in found]
     if absent and not manifest.multi_label:
@@ -305,8 +307,13 @@ def _write(folder: pathlib.Path, intake: _Intake, header: dict, workers: int) ->
     return report
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see python -m input_pipeline.prepare --help.")
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m input_pipeline.prepare", description="Turns a raw download into a prepared dataset."
     )
     parser.add_argument("--study", required=True, help=", ".join(STUDIES))

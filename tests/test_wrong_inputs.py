@@ -81,7 +81,8 @@ def test_missing_folder(tmp_path):
 
 
 def test_empty_class(tmp_path):
-    write_images(tmp_path / "raw" / "full", 3)
+    for name in ("full", "more"):
+        write_images(tmp_path / "raw" / name, 3)
     (tmp_path / "raw" / "hollow").mkdir()
     assert_refused(prepare("folder", tmp_path / "raw", tmp_path / "out"), "hollow")
     assert not (tmp_path / "out").exists()

@@ -16,8 +16,8 @@ def direction(settings) -> optax.GradientTransformation:
     """Returns the ascent direction u of `settings` (config.optimizer); the caller applies θ ← θ − rate·u.
 
     sgd (momentum, Nesterov), adam (Kingma & Ba 2015), amsgrad (Reddi et al. 2018), adamw and decoupled `weight_decay`
-    for all of them (Loshchilov & Hutter 2019), lion (Chen et al. 2023), rmsprop. `clip_norm` clips the gradient's global
-    norm first.
+    for all of them (Loshchilov & Hutter 2019), lion (Chen et al. 2023), rmsprop. `clip_norm` clips the global norm of
+    the gradient first.
     """
     s = settings
     kinds = {

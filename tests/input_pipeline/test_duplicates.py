@@ -56,7 +56,7 @@ def test_copies_fall_together_and_scenes_stay_apart():
     "pattern", ["captions/coco_mini/*2017/*.jpg", "pneumonia/chest_xray/train/*/*.jpeg", "lung_masks/cxr/*.png"]
 )
 def test_precision_and_recall_on_real_photographs(pattern):
-    images, truth = copies_of(read(pattern, 31), 3, shift=0.15)
+    images, truth = copies_of(read(pattern, 80), 3, shift=0.15)
     precision, recall = pairwise(grouped(images).groups, truth)
     assert precision >= 0.98
     assert recall >= 0.98

@@ -34,6 +34,13 @@ def test_too_many_bad_images_stop_the_run(tmp_path):
     assert report["counts"]["skipped"] == 3
 
 
+def test_all_images_truncated(tmp_path):
+    content = files.class_folders(tmp_path / "raw", 10)
+    files.write(tmp_path / "raw", {name: data[:200] for name, data in content.items()})
+    refused(tmp_path, "2 of the first 2 images of 20 cannot be used")
+    refused(tmp_path, "none of the images in .* can be used", max_bad=1.0)
+
+
 def test_a_class_without_a_readable_image_stops_the_run(tmp_path):
     files.class_folders(tmp_path / "raw", 20)
     files.write(tmp_path / "raw", {"bird/1.jpg": b"no image"})
@@ -194,5 +201,9 @@ def test_command_line_ends_with_one_sentence(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    with pytest.raises(UserError, match="the following arguments are required: --source, --out"):
+        prepare.main(["--study=hpa"])
+    with pytest.raises(UserError, match="invalid int value"):
+        prepare.main(["--study=hpa", "--source=.", "--out=x", "--workers=two"])
     with pytest.raises(UserError, match="no KEY=VALUE pair"):
         prepare.main(["--study=hpa", "--source=.", "--out=x", "--set", "channels"])
