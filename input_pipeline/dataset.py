@@ -33,19 +33,19 @@ class Dataset:
     """A data set of N images and K classes; every array is in record order.
 
     Attributes:
-      name: the study, or the TFDS name.
-      directory: where it lies.
-      class_names: K names.
-      multi_label: whether an image may carry several labels.
-      simulated: whether the images were rendered by `input_pipeline.simulate` (reports must say so).
-      channels: channels of the images.
-      dtype: uint8 or uint16, the type of the decoded images.
-      fingerprint: SHA-256 over what identifies the content; a checkpoint belongs to one fingerprint.
-      ids: object (str) `[N]`.
-      labels: int32 `[N]` with -1 for unlabelled, or multi-hot float32 `[N, K]` with zeros for unlabelled.
-      roles: str `[N]`, each one of `splits.ROLES`.
-      groups: object (str) `[N]`: images that must stay on the same side of a split.
-      folds: int32 `[N]`, -1 where the data set was not cut into folds.
+        name: the study, or the TFDS name.
+        directory: where it lies.
+        class_names: K names.
+        multi_label: whether an image may carry several labels.
+        simulated: whether the images were rendered by `input_pipeline.simulate` (reports must say so).
+        channels: channels of the images.
+        dtype: uint8 or uint16, the type of the decoded images.
+        fingerprint: SHA-256 over what identifies the content; a checkpoint belongs to one fingerprint.
+        ids: object (str) `[N]`.
+        labels: int32 `[N]` with -1 for unlabelled, or multi-hot float32 `[N, K]` with zeros for unlabelled.
+        roles: str `[N]`, each one of `splits.ROLES`.
+        groups: object (str) `[N]`: images that must stay on the same side of a split.
+        folds: int32 `[N]`, -1 where the data set was not cut into folds.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Dataset:
         """The encoded image (JPEG or PNG) of example `index`, verified against the record's checksum.
 
         Raises:
-          UserError: when the record is damaged, belongs to another id, or holds no image.
+            UserError: when the record is damaged, belongs to another id, or holds no image.
         """
         return self.images.encoded(int(index))
 
@@ -146,7 +146,7 @@ def read_json(path: pathlib.Path, remedy: str = _PREPARE) -> dict:
     """The JSON object in a file of a data set.
 
     Raises:
-      UserError: when the file is missing or holds something else.
+        UserError: when the file is missing or holds something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -163,7 +163,7 @@ def image_feature(features: dict, path: pathlib.Path, key: str = "image") -> tup
     """Channels and type of the images, from a TFDS `features.json`.
 
     Raises:
-      UserError: when the file declares no image of 1 to 4 channels and 8 or 16 bits under `key`.
+        UserError: when the file declares no image of 1 to 4 channels and 8 or 16 bits under `key`.
     """
     try:
         image = features["featuresDict"]["features"][key]["image"]
@@ -181,7 +181,7 @@ def label_array(
     """Labels as the loader gives them: int32 `[N]` (-1 where there is none) or multi-hot float32 `[N, K]`.
 
     Raises:
-      UserError: for a label outside the classes, or several labels where one is allowed; names the example.
+        UserError: for a label outside the classes, or several labels where one is allowed; names the example.
     """
     if multi_label:
         labels = np.zeros((len(label_lists), num_classes), np.float32)
@@ -248,11 +248,11 @@ def open_dataset(spec: str | pathlib.Path) -> Dataset:
     """Opens a prepared data set.
 
     Args:
-      spec: a folder written by `python -m input_pipeline.prepare`, or `tfds:NAME` or `tfds:NAME@DATA_DIR` for a
-        TensorFlow Datasets data set stored as array_record (see `tfds_source`).
+        spec: a folder written by `python -m input_pipeline.prepare`, or `tfds:NAME` or `tfds:NAME@DATA_DIR` for a
+            TensorFlow Datasets data set stored as array_record (see `tfds_source`).
 
     Raises:
-      UserError: when it is missing, incomplete or inconsistent; the sentence says how to prepare it.
+        UserError: when it is missing, incomplete or inconsistent; the sentence says how to prepare it.
     """
     if str(spec).startswith(TFDS_PREFIX):
         from input_pipeline import tfds_source

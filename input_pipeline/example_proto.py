@@ -62,12 +62,12 @@ def encode_example(features: Mapping[str, Feature]) -> bytes:
     """Serialises `features` as a `tf.train.Example`; equal features give equal bytes, whatever their order.
 
     Args:
-      features: name -> bytes, integer or float, or a list of one of these. An empty list is stored as an empty integer
-        list (the labels of an unlabelled image).
+        features: name -> bytes, integer or float, or a list of one of these. An empty list is stored as an empty
+            integer list (the labels of an unlabelled image).
 
     Raises:
-      TypeError: for a value, or a list with values, of another kind (text must be encoded by the caller).
-      ValueError: for an integer outside 64 bits.
+        TypeError: for a value, or a list with values, of another kind (text must be encoded by the caller).
+        ValueError: for an integer outside 64 bits.
     """
     example = Example()
     for name in sorted(features):
@@ -94,7 +94,7 @@ def parse_example(data: bytes) -> message.Message:
     """Parses a serialised `tf.train.Example` into its message (`.features.feature[name]`).
 
     Raises:
-      UserError: when the bytes are not an Example.
+        UserError: when the bytes are not an Example.
     """
     try:
         return Example.FromString(data)
@@ -109,7 +109,7 @@ def decode_example(data: bytes) -> dict[str, list[bytes] | list[int] | list[floa
     """The features of a serialised `tf.train.Example`: name -> list of bytes, integers or floats, sorted by name.
 
     Raises:
-      UserError: when the bytes are not an Example.
+        UserError: when the bytes are not an Example.
     """
     features = parse_example(data).features.feature
     decoded = {}

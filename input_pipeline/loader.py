@@ -74,7 +74,12 @@ class _Decoder:
                 f"the image of example {self.dataset.ids[index]!r} of {self.dataset.directory} cannot be decoded "
                 f"({error}): prepare the data again with `python -m input_pipeline.prepare`."
             ) from error
-        image = images.resize(image, self.shape[0], self._resize)
+        size = self.shape[0]
+        if self._resize == "stretch" and image.dtype == self.dtype and min(image.shape[:2]) >= size:
+            # What `images.resize` does in this commonest case, but without a copy (4% of the time of an image).
+            cv2.resize(image, (size, size), dst=row, interpolation=cv2.INTER_AREA)
+            return
+        image = images.resize(image, size, self._resize)
         if image.dtype != self.dtype:
             # 8 and 16 bits in one data set: full scale stays full scale (255 * 257 = 65535).
             image = image * np.uint16(257) if self.dtype == np.uint16 else (image >> 8)
@@ -85,14 +90,14 @@ class DecodedCache:
     """The decoded, resized images of a data set in memory, `[N, S, S, C]`; filled in parallel when first needed.
 
     Args:
-      dataset: the data set, of N examples.
-      image_size: S, in pixels.
-      channels: C; the data set's own when None.
-      resize: "stretch" or "crop" (see `images.resize`).
-      threads: decoding threads; all cores when None.
+        dataset: the data set, of N examples.
+        image_size: S, in pixels.
+        channels: C; the data set's own when None.
+        resize: "stretch" or "crop" (see `images.resize`).
+        threads: decoding threads; all cores when None.
 
     Raises:
-      UserError: when the images do not fit in the free memory.
+        UserError: when the images do not fit in the free memory.
     """
 
     def __init__(
@@ -173,9 +178,10 @@ class _Batches:
         ids[~valid] = ""
         batch = {"label": labels, "id": ids, "index": index, "valid": valid}
         if self._decoder is not None:
-            image = np.zeros((len(index), *self._decoder.shape), self._decoder.dtype)
-            for row in np.flatnonzero(valid):
-                self._decoder.read(int(index[row]), image[row])
+            image = np.empty((len(index), *self._decoder.shape), self._decoder.dtype)
+            for row in range(len(own)):
+                self._decoder.read(int(own[row]), image[row])
+            image[len(own) :] = 0
             batch["image"] = image
         elif self._cache is not None:
             image = self._cache.array[index]
@@ -195,8 +201,8 @@ def process_rows(batch_size: int, process_index: int = 0, process_count: int = 1
     """The rows of the padded global batch that a process loads: one contiguous block for each process, equally long.
 
     Args:
-      batch_size: of the global batch.
-      pad_to: what each process's rows must be a multiple of (its local devices).
+        batch_size: of the global batch.
+        pad_to: what each process's rows must be a multiple of (its local devices).
     """
     block = pad_to * -(-batch_size // (process_count * pad_to))
     return slice(process_index * block, (process_index + 1) * block)
@@ -224,9 +230,11 @@ def _iterate(
     threads = available_cores() if threads is None else threads
     prefetch = 2 * threads if prefetch is None else prefetch
     decoder = _Decoder(dataset, image_size, channels, resize) if cache is None else None
-    held = cache.fill(needed) if isinstance(cache, DecodedCache) else None
-    if held is not None and held.array.shape[1:] != (image_size, image_size, channels or dataset.channels):
-        raise ValueError(f"the cache holds images of shape {held.array.shape[1:]}, not of size {image_size}")
+    held = cache if isinstance(cache, DecodedCache) else None
+    if held is not None:
+        if held.array.shape[1:] != (image_size, image_size, channels or dataset.channels):
+            raise ValueError(f"the cache holds images of shape {held.array.shape[1:]}, not of size {image_size}")
+        held.fill(needed)
     rows = process_rows(batch_size, process_index, process_count, pad_to)
     source = _Batches(dataset, plan, steps.stop, rows, decoder, held)
     batches = grain.MapDataset.source(source)[steps.start : steps.stop]
@@ -256,23 +264,23 @@ def train_batches(
     """Yields this process's part of the global batches of steps `start_step`, ..., `start_step + num_steps - 1`.
 
     Args:
-      dataset: where the images come from.
-      sampler: decides the examples of each step.
-      batch_size: B of the global batch.
-      image_size: S, in pixels.
-      channels: C; the data set's own when None.
-      threads: decoding threads, each works on a batch; all cores when None.
-      prefetch: batches in the making or waiting; twice the threads when None.
-      resize: "stretch" or "crop" (see `images.resize`).
-      cache: a `DecodedCache` to take the images from; "device" to leave them out (the trainer holds them on the device
-        and gathers by `index`); None to decode them.
-      process_index, process_count: which part of the global batch; see `process_rows`.
-      pad_to: what the rows of each process must be a multiple of (its local devices).
+        dataset: where the images come from.
+        sampler: decides the examples of each step.
+        batch_size: B of the global batch.
+        image_size: S, in pixels.
+        channels: C; the data set's own when None.
+        threads: decoding threads, each works on a batch; all cores when None.
+        prefetch: batches in the making or waiting; twice the threads when None.
+        resize: "stretch" or "crop" (see `images.resize`).
+        cache: a `DecodedCache` to take the images from; "device" to leave them out (the trainer holds them on the
+            device and gathers by `index`); None to decode them.
+        process_index, process_count: which part of the global batch; see `process_rows`.
+        pad_to: what the rows of each process must be a multiple of (its local devices).
 
     Returns:
-      An iterator of dicts with leading axis b, this process's rows: `image` uint8 or uint16 `[b, S, S, C]`, `label`
-      int32 `[b]` or float32 `[b, K]`, `id` object (str) `[b]` and `index` int64 `[b]` (for the host only), `valid`
-      bool `[b]`. Padding has valid False, index -1, id "", and zeros elsewhere. Raises UserError at a damaged record.
+        An iterator of dicts with leading axis b, this process's rows: `image` uint8 or uint16 `[b, S, S, C]`, `label`
+        int32 `[b]` or float32 `[b, K]`, `id` object (str) `[b]` and `index` int64 `[b]` (for the host only), `valid`
+        bool `[b]`. Padding has valid False, index -1, id "", and zeros elsewhere. Raises UserError at a damaged record.
     """
     return _iterate(
         dataset,

@@ -42,7 +42,7 @@ def class_pools(labels: np.ndarray) -> list[np.ndarray]:
     """The rows that carry each class: one int64 array for each class that occurs, in class order.
 
     Args:
-      labels: int32 `[N]`, or multi-hot `[N, K]`. Examples without any label form a last pool of their own.
+        labels: int32 `[N]`, or multi-hot `[N, K]`. Examples without any label form a last pool of their own.
     """
     if labels.ndim == 1:
         return [np.flatnonzero(labels == label) for label in np.unique(labels[labels >= 0])] + (
@@ -70,22 +70,22 @@ class Sampler:
     """Draws dataset indices for each step.
 
     Kinds:
-      uniform: every example once per epoch.
-      class_balanced: each class equally often in every epoch (to one draw), whatever its frequency; a class goes
-        through all of its examples before it repeats one (class-aware sampling, Shen, Lin and Huang 2016). Of an
-        example with several labels each label may draw it; examples without a label count as a class of their own.
-      repeat_factor: example i occurs `repeat_factors(...)[i]` times per epoch: the integer below or above, drawn so
-        that the mean over epochs is the factor, and never less than once.
+        uniform: every example once per epoch.
+        class_balanced: each class equally often in every epoch (to one draw), whatever its frequency; a class goes
+            through all of its examples before it repeats one (class-aware sampling, Shen, Lin and Huang 2016). Of an
+            example with several labels each label may draw it; examples without a label count as a class of their own.
+        repeat_factor: example i occurs `repeat_factors(...)[i]` times per epoch: the integer below or above, drawn so
+            that the mean over epochs is the factor, and never less than once.
 
     Args:
-      kind: one of `KINDS`.
-      labels: int32 `[N]` or multi-hot `[N, K]` of the whole data set.
-      indices: the dataset indices to draw from, int64 `[n]`.
-      seed: any integer.
-      repeat_threshold: the t of repeat-factor sampling; classes rarer than this fraction are repeated.
+        kind: one of `KINDS`.
+        labels: int32 `[N]` or multi-hot `[N, K]` of the whole data set.
+        indices: the dataset indices to draw from, int64 `[n]`.
+        seed: any integer.
+        repeat_threshold: the t of repeat-factor sampling; classes rarer than this fraction are repeated.
 
     Raises:
-      UserError: for an unknown kind, no examples, or a threshold that is not a fraction.
+        UserError: for an unknown kind, no examples, or a threshold that is not a fraction.
     """
 
     def __init__(

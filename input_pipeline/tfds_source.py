@@ -53,7 +53,7 @@ def find_directory(spec: str) -> pathlib.Path:
     DATA_DIR is `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`, when left out.
 
     Raises:
-      UserError: when it is not there; says how to build it, or which configurations exist.
+        UserError: when it is not there; says how to build it, or which configurations exist.
     """
     name, _, data_dir = spec.partition("@")
     name, _, version = name.partition(":")
@@ -158,7 +158,7 @@ class _TfdsImages:
         """The feature map of an example.
 
         Raises:
-          UserError: when array_record finds the record damaged, or it is no Example; names the split and the record.
+            UserError: when array_record finds the record damaged, or it is no Example; names the split and the record.
         """
         split, record = self.locate(index)
         try:
@@ -231,7 +231,7 @@ def open_tfds(spec: str) -> Dataset:
     is read once, for labels and hashes.
 
     Raises:
-      UserError: when it is missing, stored in another format, damaged, or no image classification data set.
+        UserError: when it is missing, stored in another format, damaged, or no image classification data set.
     """
     directory = find_directory(spec)
     features_path = directory / "features.json"

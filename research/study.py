@@ -50,7 +50,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool = False) -> i
         print(f"The study in {workdir} is finished; read {workdir / 'report' / 'index.html'}.")
         return 0
     mesh = sharding.make_mesh()
-    shared = SharedImages(config)
+    shared = SharedImages()
     for trial in trials:
         if ledger.rows[trial.name]["status"] != "finished":
             run_trial(shared.attach(trial, mesh), folder.path, mesh, stop, ledger)
@@ -223,7 +223,7 @@ def announce(config: ConfigDict, dataset: Dataset, trials: list[build.Trial], wo
 class SharedImages:
     """Decoded images and dataset statistics, kept between trials that use the same ones."""
 
-    def __init__(self, config: ConfigDict) -> None:
+    def __init__(self) -> None:
         self._caches: dict[tuple, DecodedCache] = {}
         self._statistics: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
         self.device_images: jax.Array | None = None
@@ -249,8 +249,7 @@ class SharedImages:
         if config.data.normalize == "dataset":
             statistics = normalize.dataset_statistics(dataset, trial.train_indices, limit=2000)
             trial = dataclasses.replace(trial, statistics=statistics)
-        self.images = self.device_images
-        return dataclasses.replace(trial, images=self.images)
+        return dataclasses.replace(trial, images=self.device_images)
 
 
 class Ledger:
