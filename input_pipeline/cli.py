@@ -12,6 +12,7 @@ T = TypeVar("T")
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # Ctrl-C, as shells have it
 
 
 class UserError(Exception):
@@ -19,12 +20,15 @@ class UserError(Exception):
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Runs `main` and exits: 0 on success, 2 and one sentence on stderr for a `UserError` or a file system refusal."""
+    """Runs `main` and exits: 0, or 2 and one sentence on stderr for a `UserError` or a refusal of the file system."""
     try:
         status = main() or EXIT_OK
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("Interrupted; nothing half-written is left.", file=sys.stderr)
+        status = EXIT_INTERRUPTED
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise

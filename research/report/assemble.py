@@ -50,7 +50,7 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
         "summary": _summary(config, trials, settings),
         "task": "multi-label" if multi_label else "single-label",
         "warnings": warnings_of(config, members[0].dataset),
-        "trials": ledger,
+        "trials": [{k: v for k, v in row.items() if k != "state_sha256"} for row in ledger],
         "chosen_trial": chosen,
         "config": config.to_dict(),
         "config_summary": _config_summary(members[0].config),

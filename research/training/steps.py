@@ -157,19 +157,24 @@ def _over_parts(function, carry, inputs, k: int):
 
 
 def train_metrics(parts: StepParts, loss, gradient_norm, logits, target, valid) -> dict[str, jax.Array]:
-    """Sums for the log line: loss, gradient norm, correct examples, and counts per class at probability 0.5."""
+    """Sums for the log line: loss, gradient norm, right decisions, and counts per class at probability 0.5.
+
+    "correct" is the number of right classes, or with several labels an example's share of right decisions.
+    """
     valid = valid.astype(jnp.float32)[:, None]
     truth = (target > 0.5).astype(jnp.float32) * valid
     if parts.multi_label:
         predicted = (logits > 0).astype(jnp.float32) * valid
+        correct = jnp.mean(predicted == truth, -1, keepdims=True)
     else:
         predicted = jax.nn.one_hot(jnp.argmax(logits, -1), parts.num_classes) * valid
+        correct = jnp.argmax(logits, -1, keepdims=True) == jnp.argmax(target, -1, keepdims=True)
     return {
         "steps": jnp.ones(()),
         "loss": loss,
         "gradient_norm": gradient_norm,
         "examples": jnp.sum(valid),
-        "correct": jnp.sum(jnp.all(predicted == truth, -1, keepdims=True) * valid),
+        "correct": jnp.sum(correct * valid),
         "tp": jnp.sum(predicted * truth, 0),
         "fp": jnp.sum(predicted * (1 - truth) * valid, 0),
         "fn": jnp.sum((1 - predicted) * truth, 0),
