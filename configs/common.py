@@ -24,51 +24,10 @@ def default() -> ConfigDict:
     config.phases = ()  # e.g. ({"name": "head", "epochs": 50, "freeze": ("^backbone/",), "learning_rate": 1e-4}, …)
     config.demonstration = ""  # what this run shrinks against the study's method, in words; printed in log and report
     config.data = data()
-    config.model = ConfigDict(
-        {
-            "name": "simple_cnn",
-            "weights": "",  # pretrained weights; without them nothing is frozen
-            "head": (),  # widths of the dense layers between pooling and logits
-            "head_dropout": 0.0,
-            "head_batch_norm": False,
-            "options": {},  # further arguments of the architecture, such as widths of simple_cnn
-            "dtype": "auto",  # computation: bfloat16 on GPU and TPU, float32 on CPU
-        }
-    )
-    config.loss = ConfigDict(
-        {
-            "name": "softmax_cross_entropy",
-            "options": {},  # arguments of the loss, such as gamma
-            "class_weights": "none",  # none, balanced, effective
-            "beta": 0.999,  # of the effective number of samples
-        }
-    )
-    config.optimizer = ConfigDict(
-        {
-            "name": "adam",
-            "learning_rate": 1e-3,
-            "weight_decay": 0.0,  # decoupled
-            "momentum": 0.9,
-            "nesterov": False,
-            "beta1": 0.9,
-            "beta2": 0.999,
-            "epsilon": 1e-8,
-            "clip_norm": 0.0,  # global norm of the gradient; 0 = off
-            "accumulate": 1,  # micro-batches per step
-            "ema": 0.0,  # decay of the averaged weights that are evaluated; 0 = off
-        }
-    )
-    config.schedule = ConfigDict(
-        {
-            "name": "constant",  # constant, cosine, one_cycle
-            "warmup": "0 steps",
-            "final": 0.0,  # last learning rate of cosine, as a share of the first
-            "plateau_factor": 1.0,  # multiply the rate when `plateau_metric` has not improved; 1 = off
-            "plateau_patience": 2,  # evaluations
-            "plateau_floor": 0.0,  # smallest learning rate
-            "plateau_metric": "loss",
-        }
-    )
+    config.model = model()
+    config.loss = loss()
+    config.optimizer = optimizer()
+    config.schedule = schedule()
     config.selection = "loss"  # the metric on `validation` that chooses the checkpoint
     config.early_stopping = 0  # evaluations without improvement of `selection` before stopping; 0 = off
     config.nonfinite = "skip"  # skip a batch with a NaN or infinite loss or gradient, or abort
@@ -96,6 +55,67 @@ def default() -> ConfigDict:
         }
     )
     return config
+
+
+def model() -> ConfigDict:
+    """Defaults of `config.model`: the architecture, its head and its weights."""
+    return ConfigDict(
+        {
+            "name": "simple_cnn",
+            "weights": "",  # pretrained weights; without them nothing is frozen
+            "head": (),  # widths of the dense layers between pooling and logits
+            "head_dropout": 0.0,
+            "head_batch_norm": False,
+            "options": {},  # further arguments of the architecture, such as widths of simple_cnn
+            "dtype": "auto",  # computation: bfloat16 on GPU and TPU, float32 on CPU
+        }
+    )
+
+
+def loss() -> ConfigDict:
+    """Defaults of `config.loss`."""
+    return ConfigDict(
+        {
+            "name": "softmax_cross_entropy",
+            "options": {},  # arguments of the loss, such as gamma
+            "class_weights": "none",  # none, balanced, effective
+            "beta": 0.999,  # of the effective number of samples
+        }
+    )
+
+
+def optimizer() -> ConfigDict:
+    """Defaults of `config.optimizer`; the schedule changes the learning rate."""
+    return ConfigDict(
+        {
+            "name": "adam",
+            "learning_rate": 1e-3,
+            "weight_decay": 0.0,  # decoupled
+            "momentum": 0.9,
+            "nesterov": False,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "epsilon": 1e-8,
+            "clip_norm": 0.0,  # global norm of the gradient; 0 = off
+            "accumulate": 1,  # micro-batches per step
+            "ema": 0.0,  # decay of the averaged weights that are evaluated; 0 = off
+        }
+    )
+
+
+def schedule() -> ConfigDict:
+    """Defaults of `config.schedule`: the learning rate over the steps of a phase."""
+    return ConfigDict(
+        {
+            "name": "constant",  # constant, cosine, one_cycle
+            "warmup": "0 steps",
+            "final": 0.0,  # last learning rate of cosine, as a share of the first
+            "plateau_factor": 1.0,  # multiply the rate when `plateau_metric` has not improved; 1 = off
+            "plateau_patience": 2,  # evaluations
+            "plateau_floor": 0.0,  # smallest learning rate
+            "plateau_metric": "loss",
+        }
+    )
 
 
 def data() -> ConfigDict:
