@@ -18,11 +18,12 @@ def get_config(presets: str = "") -> ConfigDict:
     """Five photograph-grouped folds of one small CNN, changed by the presets."""
     config = common.default()
     config.study = "blood_cells"
-    config.image_size = 80
-    config.batch_size = 64
-    config.epochs = 12.0
-    config.model.name = "simple_cnn"
-    config.model.options = ConfigDict({"widths": (24, 48, 96, 192)})
+    config.image_size = 96
+    config.batch_size = 32
+    config.steps = 2000
+    config.evaluate_every = "250 steps"
+    config.checkpoint_every = "250 steps"
+    config.model.options = ConfigDict({"widths": (16, 32, 64, 128, 128)})
     config.model.head_dropout = 0.3
     config.loss.options = ConfigDict({"label_smoothing": 0.1})
     config.optimizer.name = "adamw"
@@ -30,14 +31,20 @@ def get_config(presets: str = "") -> ConfigDict:
     config.optimizer.weight_decay = 1e-2
     config.optimizer.ema = 0.99
     config.schedule.name = "one_cycle"
-    config.selection = "macro_f1"
+    # Copies of one photograph differ in brightness and white balance; dividing each channel by its mean removes both.
+    config.data.normalize = "channel_intensity"
     augment = config.data.augment
     augment.dihedral = True
+    augment.rotation = 180.0
+    augment.scale = (0.85, 1.25)
     augment.brightness = 0.2
     augment.contrast = 0.2
-    augment.saturation = 0.2
-    augment.hue = 0.03
+    augment.saturation = 0.3
+    augment.hue = 0.05
+    config.evaluation.tta = "flips"
     config.search.folds = 5
+    config.search.fold_fractions.validation = 0.1
+    config.search.fold_fractions.calibration = 0.05
     return common.finish(config, PRESETS, presets)
 
 
@@ -49,8 +56,8 @@ def _smoke(config: ConfigDict) -> None:
     config.demonstration = "smoke: a tiny network for a few steps, to see that everything runs"
     config.search.folds = 0
     config.image_size = 32
-    config.epochs = 0.0
     config.steps = 60
+    config.evaluate_every = config.checkpoint_every = "30 steps"
     config.data.limit = 1000
     config.model.options = ConfigDict({"widths": (8, 16)})
     config.evaluation.bootstrap = 200

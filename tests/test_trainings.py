@@ -66,7 +66,8 @@ def test_devices_see_the_same_examples_and_agree(simulated, tmp_path, seen):
         if not logits:
             variables = jax.device_get(training.state.evaluated())
         predictor = inference.Predictor(training.trial, training.mesh, StopSignal(), views="flips")
-        logits.append(predictor(jax.device_put(variables, sharding.replicated(training.mesh)), np.arange(len(simulated))))
+        placed = jax.device_put(variables, sharding.replicated(training.mesh))
+        logits.append(predictor(placed, np.arange(len(simulated))))
     assert orders[0] == orders[1] == orders[2] and len(orders[0]) == 8
     assert all(len(batch) == 30 for batch in orders[0])
     for devices, curve, rows in zip((2, 8), curves[1:], logits[1:], strict=True):
