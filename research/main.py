@@ -2,8 +2,8 @@
 
 python -m research.main --config=configs/hpa.py [--config.KEY=VALUE …] [--workdir=DIR] [--allow_cpu]
 
-The part after a colon chooses presets (configs/hpa.py:simple_cnn,smoke). Running the same command again continues where
-it stopped. Exit status: 0 finished, 2 a mistake in the command, configuration or data, 75 stopped by SIGTERM or Ctrl-C
+The part after a colon chooses presets (configs/hpa.py:simple_cnn,smoke). The same command on the same folder continues
+where it stopped. Exit status: 0 finished, 2 a mistake in command, configuration or data, 75 stopped by SIGTERM or Ctrl-C
 with everything saved.
 """
 
@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from input_pipeline import cli
+from research.training.signals import EXIT_STOPPED, Stopped
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The study: a file of configs/, with presets after a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run folder; default runs/<config name>[-<presets>].")
@@ -22,11 +23,7 @@ _ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU although this
 
 
 def parse(argv: list[str]) -> None:
-    """Parses the command line.
-
-    Raises:
-      UserError: an unknown flag, config key, preset or value, in one sentence.
-    """
+    """Parses the command line; an unknown flag, key, preset or value is a UserError in one sentence."""
     if any(a in ("--help", "-h", "-help", "--helpshort", "--helpfull") for a in argv[1:]):
         print(__doc__ + flags.FLAGS.main_module_help())
         sys.exit(0)
@@ -47,28 +44,22 @@ def _sentence(error: Exception) -> str:
     text = " ".join(str(error.args[0] if error.args else error).split())
     if "Failed loading config file" in text:
         return f"the config file {flags.FLAGS['config'].config_filename} cannot be read; for example configs/hpa.py."
-    if "Traceback" in text:  # the config file itself raised; the last line says what
-        text = text.rpartition("Error: ")[2]
     if isinstance(error, KeyError | AttributeError):
-        key = text.strip("'\"")
-        return f"'{key}' is not a key of this config; configs/common.py lists all keys."
-    return text
+        return "'{}' is not a key of this config; configs/common.py lists all keys.".format(text.strip("'\""))
+    return text.rpartition("Error: ")[2] if "Traceback" in text else text  # the last line says what the file raised
 
 
 def main() -> int:
     """Parses, then hands over to the study."""
     parse(sys.argv)
-    name = flags.FLAGS["config"].config_filename
-    presets = name.partition(":")[2].replace(",", "-")
-    default = "-".join(filter(None, (pathlib.Path(name.partition(":")[0]).stem, presets)))
-    from research import study  # imports JAX; --help and flag errors do without
+    file, _, presets = flags.FLAGS["config"].config_filename.partition(":")
+    workdir = _WORKDIR.value or "runs/" + "-".join([pathlib.Path(file).stem, *filter(None, presets.split(","))])
+    from research import study  # imports JAX; --help and mistakes in flags answer without
 
-    return study.run(_CONFIG.value, pathlib.Path(_WORKDIR.value or f"runs/{default}"), allow_cpu=_ALLOW_CPU.value)
+    return study.run(_CONFIG.value, pathlib.Path(workdir), allow_cpu=_ALLOW_CPU.value)
 
 
 if __name__ == "__main__":
-    from research.training.signals import EXIT_STOPPED, Stopped
-
     try:
         cli.run(main)
     except Stopped:
