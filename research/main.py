@@ -3,8 +3,8 @@
 python -m research.main --config=configs/hpa.py [--config.KEY=VALUE …] [--workdir=DIR] [--allow_cpu]
 
 The part after a colon chooses presets (configs/hpa.py:simple_cnn,smoke). The same command on the same folder continues
-where it stopped. Exit status: 0 finished, 2 a mistake in command, configuration or data, 75 stopped by SIGTERM or Ctrl-C
-with everything saved.
+where it stopped. Exit status: 0 finished, 2 a mistake in command, config or data, 75 stopped by SIGTERM or Ctrl-C with
+everything saved.
 """
 
 import os
