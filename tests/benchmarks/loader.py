@@ -56,15 +56,15 @@ def measure(arguments: argparse.Namespace) -> dict:
     """The rates in images/s and their ratios."""
     dataset = open_dataset(arguments.dataset)
     threads = arguments.threads = arguments.threads or loader.available_cores()
-    count = min(arguments.images, len(dataset))
-    encoded = [dataset.encoded(index) for index in np.linspace(0, len(dataset) - 1, count).astype(int)]
+    count = arguments.images // arguments.batch_size * arguments.batch_size
+    encoded = [dataset.encoded(index % len(dataset)) for index in range(count)]
     size, channels = arguments.image_size, dataset.channels
     works = {
         "bare": lambda round_number: _bare(encoded, size, channels, 1),
         "loader": lambda round_number: _load(dataset, round_number, arguments, count),
         "bare_threads": lambda round_number: _bare(encoded, size, channels, threads),
     }
-    _load(dataset, 0, arguments, min(count, 8 * arguments.batch_size))  # warms the threads and the page cache
+    _load(dataset, 0, arguments, count)  # warms the page cache
     rates: dict[str, list[float]] = {name: [] for name in works}
     processor: dict[str, list[float]] = {name: [] for name in works}
     for round_number in range(arguments.rounds):
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=128, help="pixels")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--threads", type=int, help="decoding threads; all cores by default")
-    parser.add_argument("--images", type=int, default=4096, help="images per round, at most")
+    parser.add_argument("--images", type=int, default=8192, help="images per round, over epochs if need be")
     parser.add_argument("--rounds", type=int, default=5)
     print(json.dumps(measure(parser.parse_args())))
 

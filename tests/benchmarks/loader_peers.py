@@ -13,7 +13,7 @@ Each gets what its own documentation recommends: tf.data a shuffle buffer as lar
 batches and prefetching, all tuned automatically; PyTorch a DataLoader with a worker process per core. All decode in
 full (accurate transform), resize to a square by area and give uint8 batches (`--tf_resize=antialias` takes TensorFlow's
 antialiased bilinear filter, what torchvision does, in place of area). Rates are images/s of wall time and of processor
-time (children included), over an epoch after one to warm up.
+time (children included), after as many images to warm up.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def _tensorflow_epochs(arguments: argparse.Namespace) -> Callable[[], int]:
     iterator = iter(batches.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE))
 
     def epoch() -> int:
-        return sum(len(next(iterator)[1]) for _ in range(min(count, arguments.images) // batch_size))
+        return sum(len(next(iterator)[1]) for _ in range(arguments.images // batch_size))
 
     return epoch
 
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--tf_resize", choices=("area", "antialias"), default="area", help="tf.data's resizing")
     parser.add_argument("--image_size", type=int, default=128, help="pixels")
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--images", type=int, default=4096, help="images per epoch, at most")
+    parser.add_argument("--images", type=int, default=8192, help="images per measurement")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     print(json.dumps(run_peer(arguments) if arguments.peer else compare(arguments)))

@@ -223,13 +223,28 @@ def test_available_memory():
 
 
 def test_control_group_limits(tmp_path, monkeypatch):
-    monkeypatch.setattr(loader, "_CGROUP", str(tmp_path))
-    free = loader.available_bytes()
-    (tmp_path / "memory.max").write_text("5000000\n")
-    (tmp_path / "memory.current").write_text("2000000\n")
-    assert loader.available_bytes() == 3000000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert loader.available_bytes() == pytest.approx(free, rel=0.5)
+    monkeypatch.setattr(loader, "_GROUPS", tmp_path)
+    monkeypatch.setattr(loader, "_OWN_GROUP", tmp_path / "own")
+    assert loader.available_bytes() > 2**20  # no control groups here
+    (tmp_path / "own").write_text("0::/slurm/job_7\n")
+    job = tmp_path / "slurm" / "job_7"
+    job.mkdir(parents=True)
+    assert loader.available_bytes() > 2**20
+
+    def limit(level, allowed):
+        (level / "memory.max").write_text(f"{allowed}\n")
+        (level / "memory.current").write_text("2000000\n")
+        # The page cache counts as used and gives way when asked.
+        (level / "memory.stat").write_text("anon 1500000\nactive_file 100000\ninactive_file 400000\n")
+
+    limit(job, "max")
+    assert loader.available_bytes() > 2**20
+    limit(job.parent, 5000000)
+    assert loader.available_bytes() == 3500000
+    limit(job, 3000000)
+    assert loader.available_bytes() == 1500000
+    limit(job, 1000000)
+    assert loader.available_bytes() == 0
 
 
 def test_the_cache_on_the_device_leaves_the_images_out(dataset):
@@ -274,3 +289,10 @@ def test_stage_keeps_batches_ahead():
     assert list(staged) == [-2, -3, -4, -5]
     assert list(loader.stage([], lambda item: item)) == []
     assert list(loader.stage([1], lambda item: item, depth=0)) == [1]
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    loader.keep_freed_memory.cache_clear()
+    monkeypatch.setattr(loader.ctypes, "CDLL", lambda name: object())  # one without mallopt
+    loader.keep_freed_memory()
+    loader.keep_freed_memory.cache_clear()
