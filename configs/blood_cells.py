@@ -3,8 +3,10 @@
     python -m input_pipeline.prepare --study=blood_cells --source=RAW --out=data/blood_cells
     python -m research.main --config=configs/blood_cells.py --config.data.dir=data/blood_cells
 
-The 9,957 training files are rotations, flips and shifts of about 280 photographs, so the five folds are of photographs
-(near-duplicate clusters), not of files. Hardware: two CPU cores.
+The 9,957 training files are rotations, flips and shifts of about 276 photographs, so the five folds are of photographs
+(near-duplicate clusters), not of files. Two CPU cores: about 30 minutes. Measured: mean test accuracy 85.6 % over the
+folds (77.6, 78.0, 85.5, 94.6, 92.4), pooled 85.5 % [79.9, 90.5] over photographs; majority class 23.8 %, colour
+histogram + logistic regression 51.0 %. Whole photographs are right or wrong, which is why folds differ so much.
 
 Presets: smoke (one fold, a few steps), single (no folds: the stored roles).
 """

@@ -9,6 +9,9 @@ own recipe: InceptionResNetV2 with a dense layer of 512, 128 px in [-1, 1], rota
 50 epochs at 1e-4 with batch 512 and a frozen backbone, then 16 epochs of all layers at 1e-6 with batch 128; learning
 rate halved on a plateau of 2 epochs. Nothing is frozen when no pretrained weights are given.
 
+The demonstration measured test macro F1 0.826 [0.792, 0.854] beside 0.248 for every label and 0.400 for a colour
+histogram + logistic regression; that says that the program learns, and nothing about real cells.
+
 Presets, to be combined by commas:
   method         the study's recipe, on prepared data
   bce, focal     the study's other losses
