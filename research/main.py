@@ -62,6 +62,10 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         cli.run(main)
+    except SystemExit as finished:
+        status = finished.code
     except Stopped:
-        print("Stopped; run the same command to continue.", file=sys.stderr, flush=True)
-        os._exit(EXIT_STOPPED)  # a compilation may still run in a thread
+        print("Stopped; run the same command to continue.", file=sys.stderr)
+        status = EXIT_STOPPED
+    sys.stdout.flush()
+    os._exit(status)  # without waiting for threads of a compilation, of grain or of a failed save

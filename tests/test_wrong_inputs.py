@@ -138,7 +138,7 @@ def test_read_only_workdir(tmp_path, dataset):
 
 
 def test_full_disk(tmp_path, dataset):
-    """A file system of 1 MB; the checkpoints do not fit, the last complete one stays."""
+    """A file system of 1 MB: no checkpoint fits, and none is begun."""
     small = tmp_path / "small"
     small.mkdir()
     if os.geteuid() or shell(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)]).returncode:
@@ -146,7 +146,7 @@ def test_full_disk(tmp_path, dataset):
     try:
         result = train(small / "run", *single(dataset), "--config.model.options.widths=(64,128)",
                        config="configs/blood_cells.py:single")  # fmt: skip
-        assert_refused(result, "space left")
+        assert_refused(result, "make room")
         checkpoints = small / "run" / "checkpoints"
         steps = [p.name for p in checkpoints.glob("*/*") if not p.name.startswith(".")]
         assert not steps, steps

@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict
 from input_pipeline.cli import UserError
 
 _MANIFEST = "manifest.json"
+_OVERHEAD = 2**20  # bytes of a checkpoint beside its arrays, generously
 
 
 def _hash(path: pathlib.Path) -> str:
@@ -83,7 +84,15 @@ class Checkpoints:
                     shutil.rmtree(self.folder / str(old))
 
     def _write_arrays(self, path: pathlib.Path, tree) -> None:
-        """Hands the arrays to orbax; a refusal of the file system, which it wraps, becomes a sentence."""
+        """Hands the arrays to orbax; a full disk is a UserError, seen beforehand where possible."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + _OVERHEAD
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            shutil.rmtree(path.parent, ignore_errors=True)
+            raise UserError(
+                f"A checkpoint needs {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free in {self.folder}; the ones "
+                "before it are intact: make room and run the same command again."
+            )
         try:
             self._orbax.save(path, tree)
             self._orbax.wait_until_finished()
