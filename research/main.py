@@ -9,6 +9,7 @@ everything saved.
 
 import os
 import pathlib
+import re
 import sys
 
 from absl import flags
@@ -30,7 +31,7 @@ def parse(argv: list[str]) -> None:
     try:
         rest = flags.FLAGS(argv)
         if _CONFIG.value is not None:
-            _ = _CONFIG.value.study  # a file that is missing or broken is reported at the first use only
+            _ = _CONFIG.value.study  # a missing or broken file is reported at its first use only
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
         raise cli.UserError(_sentence(error)) from error
     if len(rest) > 1:
@@ -45,7 +46,9 @@ def _sentence(error: Exception) -> str:
     if "Failed loading config file" in text:
         return f"the config file {flags.FLAGS['config'].config_filename} cannot be read; for example configs/hpa.py."
     if isinstance(error, KeyError | AttributeError):
-        return "'{}' is not a key of this config; configs/common.py lists all keys.".format(text.strip("'\""))
+        key, *similar = re.findall(r"\w+", text.replace("Did you mean", ""))
+        hint = f"did you mean '{similar[0]}'" if similar else "configs/common.py lists all keys"
+        return f"'{key}' is not a key of this config; {hint}."
     return text.rpartition("Error: ")[2] if "Traceback" in text else text  # the last line says what the file raised
 
 
