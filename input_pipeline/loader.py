@@ -5,22 +5,19 @@ order is computed before anything runs in parallel, so it is the same for any nu
 """
 
 import collections
-import ctypes
-import functools
 import os
 import pathlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-import cv2
 import grain
 import numpy as np
 import psutil
 
-from input_pipeline import images
 from input_pipeline.cli import UserError, progress
 from input_pipeline.dataset import Dataset
+from input_pipeline.decoding import Decoder
 from input_pipeline.sampling import Sampler
 
 Batch = dict[str, np.ndarray]
@@ -30,7 +27,6 @@ RAM_SHARE = 0.7
 """The share of the free memory that a decoded cache may take."""
 
 _GROUPS, _OWN_GROUP = pathlib.Path("/sys/fs/cgroup"), pathlib.Path("/proc/self/cgroup")  # control groups, version 2
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def available_cores() -> int:
@@ -65,55 +61,6 @@ def fits(bytes_needed: int) -> bool:
     return bytes_needed <= RAM_SHARE * available_bytes()
 
 
-@functools.cache
-def keep_freed_memory() -> None:
-    """Tells glibc to keep the memory of freed batches for the next ones instead of returning it to the system.
-
-    Every new batch otherwise pays for its pages again, 8% of the throughput on two cores. It holds for the whole
-    process and keeps at most 512 MiB behind; other C libraries are left alone.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(_M_TRIM_THRESHOLD, 512 * 2**20)
-    mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
-
-
-class _Decoder:
-    """Writes the decoded, resized image of an example into a row of a batch; keeps no state of its own."""
-
-    def __init__(self, dataset: Dataset, image_size: int, channels: int | None, resize: str):
-        self.dataset = dataset
-        self.channels = dataset.channels if channels is None else channels
-        self.shape = (image_size, image_size, self.channels)
-        self.dtype = dataset.dtype
-        self._resize = resize
-        # The batches are the parallel unit: OpenCV's own threads would only fight with them for the cores.
-        cv2.setNumThreads(1)
-
-    def read(self, index: int, row: np.ndarray) -> None:
-        """Fills `row [S, S, C]` with example `index`; a damaged or undecodable image is a UserError."""
-        encoded = self.dataset.encoded(index)
-        try:
-            image = images.decode(encoded, self.channels)
-        except images.BadImage as error:
-            raise UserError(
-                f"the image of example {self.dataset.ids[index]!r} of {self.dataset.directory} cannot be decoded "
-                f"({error}): prepare the data again with `python -m input_pipeline.prepare`."
-            ) from error
-        size = self.shape[0]
-        if self._resize == "stretch" and image.dtype == self.dtype and min(image.shape[:2]) >= size:
-            # What `images.resize` does in this commonest case, but without a copy (4% of the time of an image).
-            cv2.resize(image, (size, size), dst=row, interpolation=cv2.INTER_AREA)
-            return
-        image = images.resize(image, size, self._resize)
-        if image.dtype != self.dtype:
-            # 8 and 16 bits in one data set: full scale stays full scale (255 * 257 = 65535).
-            image = image * np.uint16(257) if self.dtype == np.uint16 else (image >> 8)
-        row[...] = image
-
-
 class DecodedCache:
     """The decoded, resized images of a data set in memory, `[N, S, S, C]`; filled in parallel when first needed.
 
@@ -136,7 +83,7 @@ class DecodedCache:
         resize: str = "stretch",
         threads: int | None = None,
     ):
-        self._decoder = _Decoder(dataset, image_size, channels, resize)
+        self._decoder = Decoder(dataset, image_size, channels, resize)
         self._threads = threads or available_cores()
         self._lock = threading.Lock()
         self._filled = np.zeros(len(dataset), bool)
@@ -184,7 +131,7 @@ class _Batches:
         plan: Callable[[int], np.ndarray],
         count: int,
         rows: slice,
-        decoder: _Decoder | None,
+        decoder: Decoder | None,
         cache: DecodedCache | None,
     ):
         self._dataset, self._plan, self._count, self._rows = dataset, plan, count, rows
@@ -255,10 +202,9 @@ def _iterate(
 ) -> Iterator[Batch]:
     if isinstance(cache, str) and cache != "device":
         raise ValueError(f"cache must be a DecodedCache, 'device' or None, not {cache!r}")
-    keep_freed_memory()
     threads = available_cores() if threads is None else threads
     prefetch = 2 * threads if prefetch is None else prefetch
-    decoder = _Decoder(dataset, image_size, channels, resize) if cache is None else None
+    decoder = Decoder(dataset, image_size, channels, resize) if cache is None else None
     held = cache if isinstance(cache, DecodedCache) else None
     if held is not None:
         if held.array.shape[1:] != (image_size, image_size, channels or dataset.channels):

@@ -46,7 +46,7 @@ def _sentence(error: Exception) -> str:
     if "Failed loading config file" in text:
         return f"the config file {flags.FLAGS['config'].config_filename} cannot be read; for example configs/hpa.py."
     if isinstance(error, KeyError | AttributeError):
-        key, *similar = re.findall(r"\w+", text.replace("Did you mean", ""))
+        key, *similar = re.findall(r"\w+", text.replace("\\nDid you mean", ""))
         hint = f"did you mean '{similar[0]}'" if similar else "configs/common.py lists all keys"
         return f"'{key}' is not a key of this config; {hint}."
     return text.rpartition("Error: ")[2] if "Traceback" in text else text  # the last line says what the file raised

@@ -5,9 +5,10 @@ import threading
 import numpy as np
 import pytest
 
-from input_pipeline import images, loader
+from input_pipeline import decoding, images, loader
 from input_pipeline.cli import UserError
 from input_pipeline.dataset import open_dataset
+from input_pipeline.decoding import Decoder
 from input_pipeline.sampling import Sampler
 from tests.input_pipeline.record_sets import encoded_picture, write_dataset
 
@@ -164,11 +165,12 @@ def test_a_damaged_record_stops_the_run_with_its_sentence(tmp_path):
             train(dataset, threads=threads)
 
 
-def test_an_image_that_cannot_be_decoded(tmp_path):
-    changes = {2: {"image": encoded_picture(2)[:60]}}
-    dataset = open_dataset(write_dataset(tmp_path / "data", 3, changes=changes))
-    with pytest.raises(UserError, match="the image of example 'cell/002' .* cannot be decoded"):
-        list(loader.eval_batches(dataset, np.arange(3), 3, SIZE))
+@pytest.mark.parametrize(("index", "length"), [(2, 60), (3, 60), (3, -100)])  # a PNG, a JPEG's header, a JPEG
+def test_an_image_that_cannot_be_decoded(tmp_path, index, length):
+    changes = {index: {"image": encoded_picture(index)[:length]}}
+    dataset = open_dataset(write_dataset(tmp_path / "data", 5, changes=changes))
+    with pytest.raises(UserError, match=f"the image of example 'cell/00{index}' .* cannot be decoded"):
+        list(loader.eval_batches(dataset, np.arange(5), 5, SIZE))
 
 
 # --- Caches.
@@ -184,8 +186,8 @@ def test_the_cache_in_memory_gives_the_same_batches(dataset):
 
 def test_the_cache_decodes_what_is_asked_for_once(dataset, monkeypatch):
     decoded = []
-    decode = images.decode
-    monkeypatch.setattr(images, "decode", lambda data, channels: decoded.append(data) or decode(data, channels))
+    read = Decoder.read
+    monkeypatch.setattr(Decoder, "read", lambda self, index, row: decoded.append(index) or read(self, index, row))
     cache = loader.DecodedCache(dataset, SIZE, threads=2)
     cache.fill(np.array([3, 4, 4]))
     assert len(decoded) == 2
@@ -258,8 +260,8 @@ def test_the_cache_on_the_device_leaves_the_images_out(dataset):
 
 def test_decoding_starts_before_the_first_batch_is_asked_for(dataset, monkeypatch):
     started = threading.Event()
-    decode = images.decode
-    monkeypatch.setattr(images, "decode", lambda data, channels: started.set() or decode(data, channels))
+    read = Decoder.read
+    monkeypatch.setattr(Decoder, "read", lambda self, index, row: started.set() or read(self, index, row))
     batches = loader.train_batches(dataset, sampler_of(dataset), 2, 0, 4, SIZE, threads=1)
     assert started.wait(10)
     assert len(list(batches)) == 4
@@ -267,8 +269,8 @@ def test_decoding_starts_before_the_first_batch_is_asked_for(dataset, monkeypatc
 
 def test_prefetch_is_bounded_and_threads_end(dataset, monkeypatch):
     made = []
-    decode = images.decode
-    monkeypatch.setattr(images, "decode", lambda data, channels: made.append(1) or decode(data, channels))
+    read = Decoder.read
+    monkeypatch.setattr(Decoder, "read", lambda self, index, row: made.append(index) or read(self, index, row))
     before = set(threading.enumerate())
     batches = loader.train_batches(dataset, sampler_of(dataset), 5, 0, 1000, SIZE, threads=2, prefetch=3)
     for _ in range(4):
@@ -292,7 +294,15 @@ def test_stage_keeps_batches_ahead():
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
-    loader.keep_freed_memory.cache_clear()
-    monkeypatch.setattr(loader.ctypes, "CDLL", lambda name: object())  # one without mallopt
-    loader.keep_freed_memory()
-    loader.keep_freed_memory.cache_clear()
+    decoding.keep_freed_memory.cache_clear()
+    monkeypatch.setattr(decoding.ctypes, "CDLL", lambda name: object())  # one without mallopt
+    decoding.keep_freed_memory()
+    decoding.keep_freed_memory.cache_clear()
+
+
+def test_the_buffer_for_jpegs_grows_and_stays_out_of_line(dataset):
+    decoder = Decoder(dataset, SIZE, None, "stretch")
+    for size in (100, 5000, 70):
+        buffer = decoder._buffer(size)
+        assert len(buffer) >= size and buffer.ctypes.data % 64 == 16
+    assert len(buffer) == 5000
