@@ -60,6 +60,7 @@ def make(kind: str, statistics: Mapping[str, Any] | None = None) -> Callable[[ja
         )
 
     def normalize(image: jax.Array) -> jax.Array:
+        """(x - mean) / std, per channel."""
         for values in (mean, deviation):
             if values.size not in (1, image.shape[-1]):
                 raise UserError(

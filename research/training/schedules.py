@@ -81,6 +81,7 @@ def learning_rate(schedule, base: float, length: Length) -> Callable[[int], floa
         return end + (start - end) * (1 + math.cos(math.pi * min(max(share, 0.0), 1.0))) / 2
 
     def rate(step: int) -> float:
+        """The rate of `step`."""
         ramp = min(1.0, (step + 1) / warmup) if warmup else 1.0
         if schedule.name == "cosine":
             share = (step - warmup) / max(1, length.steps - warmup)
