@@ -155,7 +155,8 @@ def expand(config: ConfigDict, dataset: Dataset) -> list[build.Trial]:
         for fold in folds:
             view = with_roles(changed, dataset, fold)
             label = name if fold is None else f"{name}-fold{fold}"
-            trials.append(build.Trial(build.as_file_name(label), name, changed, view, None, None))
+            own = overrides if fold is None else overrides | {"search.fold": fold}
+            trials.append(build.Trial(build.as_file_name(label), name, own, changed, view, None, None))
     return trials
 
 
@@ -258,10 +259,10 @@ class Ledger:
     def __init__(self, path: pathlib.Path, trials: list[build.Trial]) -> None:
         self.path = path
         known = {row["id"]: row for row in tables.read_trials_csv(path)} if path.exists() else {}
-        self.rows = {
-            t.name: known.get(t.name, {"id": t.name, "status": "waiting", "seed": t.config.seed, "overrides": {}})
-            for t in trials
+        fresh = {
+            t.name: {"id": t.name, "status": "waiting", "seed": t.config.seed, "overrides": t.overrides} for t in trials
         }
+        self.rows = {name: known.get(name, row) for name, row in fresh.items()}
 
     def finished(self) -> bool:
         """Whether every trial is."""

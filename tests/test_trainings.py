@@ -136,6 +136,7 @@ def test_override_sets_become_trials_and_mistakes_are_named(simulated):
     config = configure(search__trials=({"name": "one", "data.normalize": "per_image"}, {"optimizer.ema": 0.5}))
     trials = study.expand(config, simulated)
     assert [t.name for t in trials] == ["one", "trial1"]
+    assert trials[0].overrides == {"data.normalize": "per_image"}
     assert trials[0].config.data.normalize == "per_image" and trials[1].config.optimizer.ema == 0.5
     for entry in ({"data.normalise": "fixed"}, {"batch_size": "many"}, {"optimizer.learning_rate": -1.0}):
         with pytest.raises(UserError):

@@ -38,6 +38,7 @@ class Trial:
     Attributes:
       name: names its folders and files.
       setting: the override set that it belongs to; the folds of a setting share it.
+      overrides: the keys and values of that set, and `search.fold` for a fold.
       config: the whole config with the trial's overrides in it.
       dataset: the data set with the trial's roles.
       cache: decoded images, shared by the trials, or None.
@@ -47,6 +48,7 @@ class Trial:
 
     name: str
     setting: str
+    overrides: dict
     config: ConfigDict
     dataset: Dataset
     cache: DecodedCache | None
