@@ -1,7 +1,7 @@
 """How does the image of an example get into its row of a batch without wasted memory traffic?
 
 The pixels are those of `images.decode` and `images.resize`. What is added here only decides where bytes lie, which is
-worth a fifth of the loader's throughput: the processor spends that long waiting for memory otherwise.
+worth about a tenth of the throughput: the processor spends that long waiting for memory otherwise.
 """
 
 import ctypes

@@ -4,9 +4,10 @@
 
 `loader` is the whole pipeline (global shuffle, checksums, decoding, resizing, batches; no cache), `bare` is decoding
 and resizing from memory on one thread, `bare_threads` the same on all threads at once, all in images/s: medians over
-rounds in which the three take turns. `loader_over_bare_times_cores` is the share of what the cores could do at best,
-and `parallel` what the machine itself loses when all cores work. On a machine shared with other programs wall time says
-little: `cpu_share` (processor time per image, bare / loader) is the loader's cost free of them.
+rounds in which the three take turns, and of the ratios within a round. `loader_over_bare_times_cores` is the share of
+what the cores could do at best, and `parallel` what the machine itself loses when all cores work. On a machine shared
+with other programs wall time says little: `cpu_share` (processor time per image, bare / loader) is the loader's cost
+free of them.
 """
 
 import argparse
@@ -73,6 +74,10 @@ def measure(arguments: argparse.Namespace) -> dict:
             rates[name].append(wall_rate)
             processor[name].append(processor_rate)
     medians = {name: statistics.median(values) for name, values in rates.items()}
+
+    def ratio(one: list[float], other: list[float]) -> float:
+        return statistics.median(a / b for a, b in zip(one, other, strict=True))
+
     cores = loader.available_cores()
     return {
         "images": count,
@@ -85,10 +90,10 @@ def measure(arguments: argparse.Namespace) -> dict:
             f"{name}_images_per_processor_second": round(statistics.median(values), 1)
             for name, values in processor.items()
         },
-        "loader_over_bare_times_cores": round(medians["loader"] / (medians["bare"] * cores), 3),
-        "loader_over_bare_threads": round(medians["loader"] / medians["bare_threads"], 3),
-        "cpu_share": round(statistics.median(processor["loader"]) / statistics.median(processor["bare"]), 3),
-        "parallel": round(medians["bare_threads"] / (medians["bare"] * threads), 3),
+        "loader_over_bare_times_cores": round(ratio(rates["loader"], rates["bare"]) / cores, 3),
+        "loader_over_bare_threads": round(ratio(rates["loader"], rates["bare_threads"]), 3),
+        "cpu_share": round(ratio(processor["loader"], processor["bare"]), 3),
+        "parallel": round(ratio(rates["bare_threads"], rates["bare"]) / threads, 3),
         "rounds": {name: [round(value, 1) for value in values] for name, values in rates.items()},
     }
 
