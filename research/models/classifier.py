@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from input_pipeline import cli
 from research.models.normalization import frozen_interceptor
 
 
@@ -34,6 +35,8 @@ class Classifier(nn.Module):
       backbone: module called with images `[B, H, W, C]` and `train`; gives features `[B, F]` and feature
         maps.
       head: module called with features and `train`; gives logits `[B, K]`.
+      pool: "average" for the features of the backbone itself (global average pooling, in VGG also its dense layers),
+        or "max" or "flatten" (`[B, h * w * c]`) of the last feature map.
       dtype: compute type; parameters, running statistics, features and logits are float32 in any case.
       frozen: regular expressions; a BatchNorm whose module path ("backbone/layer1_0/norm1") one of them
         matches uses and keeps its running statistics in training. `model.clone(frozen=("^backbone/",))` gives
@@ -42,6 +45,7 @@ class Classifier(nn.Module):
 
     backbone: nn.Module
     head: nn.Module
+    pool: str = "average"
     dtype: jnp.dtype = jnp.float32
     frozen: tuple[str, ...] = ()
 
@@ -57,5 +61,15 @@ class Classifier(nn.Module):
         )
         with scope:
             features, feature_maps = self.backbone(inputs["image"].astype(self.dtype), train=train)
+            if self.pool != "average":
+                features = _pool(list(feature_maps.values())[-1].astype(jnp.float32), self.pool)
             logits = self.head(features, train=train)
         return Output(logits, features, feature_maps)
+
+
+def _pool(feature_map: jax.Array, kind: str) -> jax.Array:
+    if kind == "max":
+        return jnp.max(feature_map, (1, 2))
+    if kind == "flatten":
+        return feature_map.reshape(feature_map.shape[0], -1)
+    raise cli.UserError(f"head_pool is {kind!r}; choose average, max or flatten.")

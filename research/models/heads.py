@@ -11,14 +11,16 @@ from research.models.normalization import BatchNorm
 
 
 class Head(nn.Module):
-    """Dense classification head: [BatchNorm,] then per width Dropout, Dense and ReLU, then Dropout and Dense.
+    """Dense classification head: [BatchNorm,] then per width [Dropout,] Dense and ReLU, then
+    [Dropout and] Dense.
 
     Modules: `norm` (only with `batch_norm`), `dense_1` ... `dense_n`, `logits`.
 
     Attributes:
       num_classes: K.
       widths: units of the hidden dense layers, such as `(512,)`; empty for a linear classifier.
-      dropout: rate at the input of every dense layer; may be traced.
+      dropout: rate at the input of the dense layers; may be traced.
+      dropout_at: "every" dense layer, the "first" or the "last".
       batch_norm: whether the pooled features are normalised first.
       bias_init: K initial biases of the last layer, such as the log-odds of the class prevalences (Lin et al.
         2017, section 4.1), or empty for zeros.
@@ -28,6 +30,7 @@ class Head(nn.Module):
     num_classes: int
     widths: tuple[int, ...] = ()
     dropout: float | jax.Array = 0.0
+    dropout_at: str = "every"
     batch_norm: bool = False
     bias_init: tuple[float, ...] = ()
     dtype: jnp.dtype = jnp.float32
@@ -43,9 +46,14 @@ class Head(nn.Module):
         outputs = features.astype(self.dtype)
         if self.batch_norm:
             outputs = BatchNorm(name="norm")(outputs, train=train)
+        last = len(self.widths)
+        dropped = {"every": range(last + 1), "first": (0,), "last": (last,)}
+        if self.dropout_at not in dropped:
+            raise cli.UserError(f"head_dropout_at is {self.dropout_at!r}; choose one of {', '.join(dropped)}.")
+        rates = [self.dropout if index in dropped[self.dropout_at] else 0.0 for index in range(last + 1)]
         for index, width in enumerate(self.widths, 1):
-            outputs = Dropout(self.dropout, name=f"dropout_{index}")(outputs, train=train)
+            outputs = Dropout(rates[index - 1], name=f"dropout_{index}")(outputs, train=train)
             outputs = nn.relu(Dense(width, name=f"dense_{index}")(outputs))
-        outputs = Dropout(self.dropout, name="dropout")(outputs, train=train)
+        outputs = Dropout(rates[-1], name="dropout")(outputs, train=train)
         prior = (lambda key, shape: jnp.asarray(self.bias_init, jnp.float32)) if self.bias_init else zeros
         return Dense(self.num_classes, bias_init=prior, name="logits")(outputs.astype(jnp.float32))

@@ -47,6 +47,25 @@ def conv2d(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int], paddi
     )
 
 
+def depthwise_conv2d(
+    inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding
+) -> jax.Array:
+    """Convolution of every channel with its own window.
+
+    Args:
+      inputs: `[B, H, W, C]`.
+      kernel: `[h, w, 1, C]` in the type of `inputs`.
+      strides, padding: as for `conv2d`.
+
+    Returns:
+      `[B, h', w', C]`.
+    """
+    pairs = explicit_padding(inputs.shape[1:3], kernel.shape[:2], strides, padding)
+    return lax.conv_general_dilated(
+        inputs, kernel, strides, pairs, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=inputs.shape[-1]
+    )
+
+
 class Conv(nn.Module):
     """Convolution `[B, H, W, C]` to `[B, h, w, features]`; see `conv2d` for strides and padding."""
 
@@ -67,8 +86,28 @@ class Conv(nn.Module):
         return outputs
 
 
+class DepthwiseConv(nn.Module):
+    """Convolution of every channel on its own, `[B, H, W, C]` to `[B, h, w, C]`; parameter `kernel` `[h, w, 1, C]`."""
+
+    window: tuple[int, int] = (3, 3)
+    stride: int = 1
+    padding: Padding = "same"
+    use_bias: bool = False
+    kernel_init: Initializer = GLOROT_UNIFORM
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (*self.window, 1, inputs.shape[-1]))
+        strides = (self.stride, self.stride)
+        outputs = depthwise_conv2d(inputs, kernel.astype(inputs.dtype), strides, self.padding)
+        if self.use_bias:
+            bias = self.param("bias", zeros, (inputs.shape[-1],))
+            outputs = outputs + bias.astype(inputs.dtype)
+        return outputs
+
+
 class ConvBatchNorm(nn.Module):
-    """Convolution without bias (`conv`), BatchNorm (`norm`) and, unless switched off, ReLU."""
+    """Convolution without bias (`conv`) and BatchNorm with its activation (`norm`)."""
 
     features: int
     window: tuple[int, int] = (3, 3)
@@ -77,7 +116,7 @@ class ConvBatchNorm(nn.Module):
     momentum: float = 0.99
     epsilon: float = 1e-3
     use_scale: bool = True
-    relu: bool = True
+    activation: str = "relu"
     kernel_init: Initializer = GLOROT_UNIFORM
 
     @nn.compact
@@ -86,9 +125,8 @@ class ConvBatchNorm(nn.Module):
         conv = Conv(
             self.features, self.window, self.stride, self.padding, kernel_init=self.kernel_init, name="conv"
         )
-        norm = BatchNorm(self.momentum, self.epsilon, self.use_scale, name="norm")
-        outputs = norm(conv(inputs), train=train)
-        return nn.relu(outputs) if self.relu else outputs
+        norm = BatchNorm(self.momentum, self.epsilon, self.use_scale, self.activation, name="norm")
+        return norm(conv(inputs), train=train)
 
 
 class Dense(nn.Module):
@@ -105,6 +143,20 @@ class Dense(nn.Module):
         return inputs @ kernel.astype(inputs.dtype) + bias.astype(inputs.dtype)
 
 
+def drop(
+    module: nn.Module, inputs: jax.Array, rate: float | jax.Array, shape: tuple[int, ...], train: bool
+) -> jax.Array:
+    """Zeroes a share `rate` of `inputs` by a mask of `shape` (broadcast), divides the others by `1 - rate`."""
+    static = isinstance(rate, (int, float))
+    if static and not 0.0 <= rate < 1.0:
+        raise cli.UserError(f"a dropout rate of {rate} is impossible; choose one in [0, 1).")
+    if not train or (static and rate == 0.0):
+        return inputs
+    keep = 1.0 - jnp.asarray(rate, jnp.float32)
+    kept = jax.random.bernoulli(module.make_rng("dropout"), keep, shape)
+    return jnp.where(kept, inputs * (1.0 / keep).astype(inputs.dtype), jnp.zeros((), inputs.dtype))
+
+
 class Dropout(nn.Module):
     """Sets a share `rate` of the activations to zero and divides the others by `1 - rate`.
 
@@ -118,11 +170,19 @@ class Dropout(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
         """Same shape and type out. UserError: a Python rate outside `[0, 1)`."""
-        static = isinstance(self.rate, (int, float))
-        if static and not 0.0 <= self.rate < 1.0:
-            raise cli.UserError(f"a dropout rate of {self.rate} is impossible; choose one in [0, 1).")
-        if not train or (static and self.rate == 0.0):
-            return inputs
-        keep = 1.0 - jnp.asarray(self.rate, jnp.float32)
-        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, inputs.shape)
-        return jnp.where(kept, inputs * (1.0 / keep).astype(inputs.dtype), jnp.zeros((), inputs.dtype))
+        return drop(self, inputs, self.rate, inputs.shape, train)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): sets whole examples of a residual branch to zero, scales the others up.
+
+    The rate may be traced, see `Dropout`, whose random stream it shares.
+    """
+
+    rate: float | jax.Array
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
+        """Takes `[B, ...]`, same shape and type out. UserError: a Python rate outside `[0, 1)`."""
+        shape = (inputs.shape[0],) + (1,) * (inputs.ndim - 1)
+        return drop(self, inputs, self.rate, shape, train)

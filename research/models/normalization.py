@@ -9,6 +9,12 @@ import jax.numpy as jnp
 
 from research.models.initializers import ones, zeros
 
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "none": lambda values: values,
+    "relu": nn.relu,
+    "swish": nn.swish,
+}
+
 
 def _statistics(inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance over all axes but the last, in float32, in one pass over the activations."""
@@ -86,11 +92,13 @@ class BatchNorm(nn.Module):
       momentum: share of the running statistics that a step keeps.
       epsilon: added to the variance.
       use_scale: whether there is a trainable scale (Keras's inception_resnet_v2 has none).
+      activation: what follows, one of `ACTIVATIONS`; here so that forward and backward passes can be fused with it.
     """
 
     momentum: float = 0.99
     epsilon: float = 1e-3
     use_scale: bool = True
+    activation: str = "none"
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
@@ -102,14 +110,14 @@ class BatchNorm(nn.Module):
         running_variance = self.variable("batch_stats", "var", jnp.ones, shape)
         if not train:
             factor = scale * jax.lax.rsqrt(running_variance.value + self.epsilon)
-            return _affine(inputs, running_mean.value, factor, bias)
+            return ACTIVATIONS[self.activation](_affine(inputs, running_mean.value, factor, bias))
         outputs, mean, variance = normalize_batch(inputs, scale, bias, self.epsilon)
         # Without `mutable=["batch_stats"]` a caller asks for batch statistics that leave no trace.
         if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
             keep = self.momentum
             running_mean.value = keep * running_mean.value + (1.0 - keep) * mean
             running_variance.value = keep * running_variance.value + (1.0 - keep) * variance
-        return outputs
+        return ACTIVATIONS[self.activation](outputs)
 
 
 def frozen_interceptor(patterns: tuple[str, ...]) -> Callable:

@@ -15,19 +15,21 @@ from jax import lax
 
 from input_pipeline import cli
 
-Padding = str | int
+Padding = str | int | tuple[tuple[int, int], tuple[int, int]]
 
 
 def explicit_padding(
     sizes: tuple[int, int], window: tuple[int, int], strides: tuple[int, int], padding: Padding
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """((top, bottom), (left, right)) for "same" and "valid" as TensorFlow counts, or for n pixels each side.
+    """((top, bottom), (left, right)) for "same" and "valid" as TensorFlow counts, n pixels each side, or such pairs.
 
     Raises:
       UserError: the window does not fit into the padded image.
     """
     if isinstance(padding, int):
         pairs = [(padding, padding)] * 2
+    elif not isinstance(padding, str):
+        pairs = padding
     else:
         pairs = lax.padtype_to_pads(sizes, window, strides, padding.upper())
     for size, extent, pair in zip(sizes, window, pairs, strict=True):

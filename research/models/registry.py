@@ -1,8 +1,9 @@
 """Which models are there, and how is one built from its name?"""
 
+import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -20,38 +21,102 @@ FAMILIES = (
     "research.models.simple_cnn",
 )
 
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+# From the paths of the modules that own variables, in the order of their calls ("backbone/layer1_0/conv1", "head/logits"),
+# to their names in another library ("layer1.0.conv1", "fc"); modules that the library does not have are left out.
+Names = Callable[[Sequence[str]], dict[str, str]]
 
 
-def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What is known of a model.
+
+    Attributes:
+      name: its name here.
+      build: gives the backbone from keyword options; the signature is the list of options of `config.model.options`.
+      variants: the values of its option `variant`, the default first; empty if there is one form only.
+      names: by library ("timm", "torchvision", "keras"), what that library calls the modules. A Keras layer that holds
+        the kernels of two modules is followed by a colon and the variable ("block2_sepconv1:pointwise_kernel").
+      ignored: regular expressions of names in weight files that belong to no module, such as auxiliary classifiers.
+    """
+
+    name: str
+    build: Callable[..., nn.Module]
+    variants: tuple[str, ...]
+    names: Mapping[str, Names]
+    ignored: tuple[str, ...]
+
+
+_ENTRIES: dict[str, Entry] = {}
+_ALIASES: dict[str, tuple[str, str]] = {}
+
+
+def register(
+    name: str,
+    *,
+    names: Mapping[str, Names] | None = None,
+    aliases: Mapping[str, str] | None = None,
+    ignored: Sequence[str] = (),
+) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
     """Decorator: the function builds the backbone `name` from keyword options.
 
-    A backbone is a module that takes images `[B, H, W, C]` and `train` and gives features `[B, F]` and a dict
-    of feature maps. The function's signature is the list of options that a config may set under
-    `config.model`.
+    A backbone is a module that takes images `[B, H, W, C]` and `train` and gives features `[B, F]` and a dict of feature
+    maps, the last of which is the one that the features are pooled from. If the function has an option `variant`, its
+    annotation is a `Literal` of the variants and its default is the first of them.
+
+    Args:
+      name: of the model, in lower case with underscores.
+      names: see `Entry`.
+      aliases: other names to the variant that they mean, such as `{"tf_efficientnet_b0": "tf"}`.
+      ignored: see `Entry`.
     """
 
     def decorate(builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        if _BUILDERS.setdefault(name, builder) is not builder:
+        variant = inspect.signature(builder).parameters.get("variant")
+        variants = tuple(variant.annotation.__args__) if variant else ()
+        entry = Entry(name, builder, variants, names or {}, tuple(ignored))
+        if _ENTRIES.setdefault(name, entry).build is not builder:
             raise ValueError(f"two models are called {name}")
+        _ALIASES.update({_plain(alias): (name, value) for alias, value in (aliases or {}).items()})
+        _ALIASES[_plain(name)] = (name, "")
         return builder
 
     return decorate
+
+
+def _plain(name: str) -> str:
+    """ "ResNet50" and "resnet_50.a1_in1k" to "resnet50"."""
+    return name.split(".")[0].replace("_", "").replace("-", "").lower()
 
 
 def available() -> list[str]:
     """The names of all models, sorted."""
     for family in FAMILIES:
         importlib.import_module(family)
-    return sorted(_BUILDERS)
+    return sorted(_ENTRIES)
+
+
+def find(name: str) -> tuple[Entry, str]:
+    """The model of a name, also as Keras and timm spell it, and the variant that the name implies ("" if none).
+
+    Raises:
+      UserError: there is no such model.
+    """
+    names = available()
+    if _plain(name) not in _ALIASES:
+        raise cli.UserError(f"there is no model {name!r}; set config.model.name to one of {', '.join(names)}.")
+    canonical, variant = _ALIASES[_plain(name)]
+    return _ENTRIES[canonical], variant
 
 
 def create(
     name: str,
     *,
     num_classes: int,
+    variant: str = "",
     head: Sequence[int] = (),
+    head_pool: str = "average",
     head_dropout: float | jax.Array = 0.0,
+    head_dropout_at: str = "every",
     head_batch_norm: bool = False,
     head_bias_init: Sequence[float] = (),
     dtype: Any = jnp.float32,
@@ -61,10 +126,14 @@ def create(
     """Builds the model `name`.
 
     Args:
-      name: one of `available()`.
+      name: one of `available()`, or a name that `find` knows.
       num_classes: K, the number of logits.
+      variant: whose form of the architecture ("timm", "keras", ...); the default of the name if empty.
       head: units of the hidden dense layers between the pooled features and the logits.
-      head_dropout: dropout rate at the input of each dense layer; may be a traced scalar.
+      head_pool: "average", "max" or "flatten": how the last feature map becomes the features. "average" stands for
+        what the backbone itself does.
+      head_dropout: dropout rate in the head; may be a traced scalar.
+      head_dropout_at: "every", "first" or "last": the dense layers at whose input there is dropout.
       head_batch_norm: whether a BatchNorm comes first in the head.
       head_bias_init: K initial biases of the logits, or empty for zeros.
       dtype: compute type, such as `jnp.bfloat16`.
@@ -72,30 +141,33 @@ def create(
       **options: the architecture's own options.
 
     Raises:
-      UserError: an unknown model, an option which the model does not have, or a width that is not positive.
+      UserError: an unknown model, variant or option, or a width that is not positive.
     """
-    names = available()
-    if name not in names:
-        raise cli.UserError(
-            f"there is no model {name!r}; set config.model.name to one of {', '.join(names)}."
-        )
+    entry, implied = find(name)
     if num_classes < 1 or any(width < 1 for width in head):
         raise cli.UserError(
             f"{num_classes} classes with head widths {tuple(head)} make no head; give positive numbers."
         )
-    known = inspect.signature(_BUILDERS[name]).parameters
+    if variant := variant or implied:
+        if variant not in entry.variants:
+            raise cli.UserError(
+                f"the model {entry.name} has no variant {variant!r}; it has {', '.join(entry.variants) or 'none'}."
+            )
+        options["variant"] = variant
+    known = inspect.signature(entry.build).parameters
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise cli.UserError(
-            f"the model {name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}, "
-            "and every model has head, head_dropout, head_batch_norm and head_bias_init."
+            f"the model {entry.name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}, "
+            "and every model has head, head_pool, head_dropout, head_dropout_at, head_batch_norm and head_bias_init."
         )
     classifier_head = Head(
         num_classes=num_classes,
         widths=tuple(head),
         dropout=head_dropout,
+        dropout_at=head_dropout_at,
         batch_norm=head_batch_norm,
         bias_init=tuple(head_bias_init),
         dtype=dtype,
     )
-    return Classifier(_BUILDERS[name](**options), classifier_head, dtype=dtype, frozen=tuple(frozen))
+    return Classifier(entry.build(**options), classifier_head, head_pool, dtype=dtype, frozen=tuple(frozen))
