@@ -1,14 +1,25 @@
-"""Inception-ResNet-v2 (Szegedy et al. 2017, arXiv:1602.07261), layer by layer as in `keras.applications`.
+"""What is Inception-ResNet-v2 (Szegedy et al. 2017, arXiv:1602.07261), as Keras and timm build it?
 
-55,873,736 parameters with 1,000 classes, of which 60,544 are BatchNorm's running statistics. BatchNorm has no
-scale and epsilon 1e-3; convolutions before it have no bias. Keras numbers most convolutions in the order in
-which it makes them (`conv2d_17`, `batch_normalization_17`); the modules here are called in that same order.
-Keras's `block35_3_conv` is `block35_3/conv`, `conv_7b` and `conv_7b_bn` are `conv2d_7b`, `predictions` is
-`head/logits`; the other names follow timm, with `_` for its dots. Images need 75 pixels a side.
+Two forms of one graph; epsilon is 1e-3 in both, convolutions before a BatchNorm have no bias:
+
+                     keras                                        timm
+    BatchNorm        no scale, momentum 0.99                      scale, momentum 0.9
+    parameters       55,873,736, of which 60,544 are running      55,843,464
+                     statistics
+
+Parameters are those with 1,000 classes, counted as each library counts: PyTorch leaves running statistics out.
+`ens_adv_inception_resnet_v2` is an earlier name of timm for weights of its form.
+
+Modules are named after timm's with `_` for the dots (`mixed_5b.branch1.0.conv` is `mixed_5b/branch1_0/conv`, `bn` is
+`norm`), its `repeat.0`, `repeat_1.0`, `repeat_2.0` and `block8` after Keras: `block35_1`, `block17_1`, `block8_1` and
+`block8_10`. Keras numbers most layers in the order of the calls here. Images need 75 pixels a side; the weights of both
+want pixels in [-1, 1] (mean 0.5, deviation 0.5).
 """
 
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -51,9 +62,7 @@ BLOCK_8 = (
 )
 
 
-def _branches(
-    layer: Callable[..., nn.Module], plan: tuple, inputs: jax.Array, train: bool
-) -> list[jax.Array]:
+def _branches(layer: Callable[..., nn.Module], plan: tuple, inputs: jax.Array, train: bool) -> list[jax.Array]:
     outputs = []
     for index, branch in enumerate(plan):
         values = inputs
@@ -77,9 +86,7 @@ class Mixed(nn.Module):
         outputs = _branches(self.layer, self.plan, inputs, train)
         if self.pool_features:
             pooled = average_pool(inputs, 3, 1, "same")
-            pooled = self.layer(self.pool_features, ONE, name=f"branch{len(self.plan)}_1")(
-                pooled, train=train
-            )
+            pooled = self.layer(self.pool_features, ONE, name=f"branch{len(self.plan)}_1")(pooled, train=train)
         else:
             pooled = max_pool(inputs, 3, 2)
         return jnp.concatenate([*outputs, pooled], -1)
@@ -106,15 +113,17 @@ class InceptionResNetV2(nn.Module):
     """Backbone.
 
     Attributes:
-      momentum: of the BatchNorm layers (Keras's default is 0.99).
+      momentum: of the BatchNorm layers.
+      use_scale: whether they have a scale.
     """
 
     momentum: float
+    use_scale: bool
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Takes `[B, H, W, C]`; gives features `[B, 1536]` and five maps, strides about 2 to 32."""
-        layer = functools.partial(_conv_batch_norm, self.momentum)
+        layer = functools.partial(_conv_batch_norm, self.momentum, self.use_scale)
         maps = {}
         outputs = layer(32, THREE, 2, "valid", name="conv2d_1a")(images, train=train)
         outputs = layer(32, THREE, 1, "valid", name="conv2d_2a")(outputs, train=train)
@@ -125,9 +134,7 @@ class InceptionResNetV2(nn.Module):
         outputs = max_pool(outputs, 3, 2)
         outputs = Mixed(MIXED_5B, 64, layer, name="mixed_5b")(outputs, train=train)
         for index in range(1, 11):
-            outputs = ResidualBlock(BLOCK_35, 0.17, True, layer, name=f"block35_{index}")(
-                outputs, train=train
-            )
+            outputs = ResidualBlock(BLOCK_35, 0.17, True, layer, name=f"block35_{index}")(outputs, train=train)
         maps["block35_10"] = outputs
         outputs = Mixed(MIXED_6A, 0, layer, name="mixed_6a")(outputs, train=train)
         for index in range(1, 21):
@@ -142,13 +149,55 @@ class InceptionResNetV2(nn.Module):
         return global_average_pool(outputs), maps
 
 
-def _conv_batch_norm(momentum, features, window, stride=1, padding="same", *, name):
-    return ConvBatchNorm(
-        features, window, stride, padding, momentum, epsilon=1e-3, use_scale=False, name=name
-    )
+def _conv_batch_norm(momentum, use_scale, features, window, stride=1, padding="same", *, name):
+    return ConvBatchNorm(features, window, stride, padding, momentum, epsilon=1e-3, use_scale=use_scale, name=name)
 
 
-@register("inception_resnet_v2")
-def inception_resnet_v2(batch_norm_momentum: float = 0.99) -> InceptionResNetV2:
-    """Keras's variant."""
-    return InceptionResNetV2(batch_norm_momentum)
+def timm_names(modules: Sequence[str]) -> dict[str, str]:
+    """`backbone/block17_3/branch1_0/norm` to `repeat_1.2.branch1.0.bn`."""
+    repeats = {"35": "repeat", "17": "repeat_1", "8": "repeat_2"}
+
+    def repeated(match):
+        return "block8." if match[0] == "block8_10." else f"{repeats[match[1]]}.{int(match[2]) - 1}."
+
+    names = {"head/logits": "classif"}
+    for module in modules:
+        if module.startswith("backbone/"):
+            name = re.sub(r"(branch\d)_(\d)", r"\1.\2", module.removeprefix("backbone/").replace("/", "."))
+            name = re.sub(r"\.norm$", ".bn", name)
+            name = re.sub(r"^(block\d+_\d+)\.conv$", r"\1.conv2d", name)
+            names[module] = re.sub(r"^block(\d+)_(\d+)\.", repeated, name)
+    return names
+
+
+def keras_names(modules: Sequence[str]) -> dict[str, str]:
+    """`conv2d_n` and `batch_normalization_n` in the order of the calls, but for the layers that Keras names."""
+    named = {
+        "head/logits": "predictions",
+        "backbone/conv2d_7b/conv": "conv_7b",
+        "backbone/conv2d_7b/norm": "conv_7b_bn",
+    }
+    for module in modules:
+        if match := re.fullmatch(r"backbone/(block\d+_\d+)/conv", module):
+            named[module] = f"{match[1]}_conv"
+    names = dict(named)
+    for suffix, layer in (("/conv", "conv2d"), ("/norm", "batch_normalization")):
+        found = [
+            name for name in modules if name.startswith("backbone/") and name.endswith(suffix) and name not in named
+        ]
+        names.update({module: f"{layer}_{index}" if index else layer for index, module in enumerate(found)})
+    return names
+
+
+@register(
+    "inception_resnet_v2",
+    names={"keras": keras_names, "timm": timm_names},
+    aliases={"ens_adv_inception_resnet_v2": "timm"},
+)
+def inception_resnet_v2(
+    variant: Literal["keras", "timm"] = "keras", batch_norm_momentum: float | None = None
+) -> InceptionResNetV2:
+    """The variants are compared in the module's docstring."""
+    timm = variant == "timm"
+    momentum = (0.9 if timm else 0.99) if batch_norm_momentum is None else batch_norm_momentum
+    return InceptionResNetV2(momentum, use_scale=timm)

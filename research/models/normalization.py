@@ -1,5 +1,6 @@
 """How are activations normalised over a batch, what is kept for evaluation, and how is a BatchNorm frozen?"""
 
+import functools
 import re
 from collections.abc import Callable
 
@@ -8,12 +9,23 @@ import jax
 import jax.numpy as jnp
 
 from research.models.initializers import ones, zeros
+from research.models.lowering import materialize
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "none": lambda values: values,
     "relu": nn.relu,
     "swish": nn.swish,
 }
+# Their derivatives.
+SLOPES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "none": lambda values: jnp.ones((), values.dtype),
+    "relu": lambda values: (values > 0).astype(values.dtype),
+    "swish": lambda values: _swish_slope(values, nn.sigmoid(values)),
+}
+
+
+def _swish_slope(values: jax.Array, sigmoid: jax.Array) -> jax.Array:
+    return sigmoid * (1.0 + values * (1.0 - sigmoid))
 
 
 def _statistics(inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -24,51 +36,55 @@ def _statistics(inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean, jnp.maximum(jnp.mean(jnp.square(values), axes) - jnp.square(mean), 0.0)
 
 
-def _affine(inputs: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
-    values = (inputs.astype(jnp.float32) - mean) * factor + bias
-    return values.astype(inputs.dtype)
+def _affine(inputs: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array, activation: str) -> jax.Array:
+    """One multiply-add and the activation."""
+    values = inputs.astype(jnp.float32) * factor + (bias - mean * factor)
+    return ACTIVATIONS[activation](values).astype(inputs.dtype)
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def normalize_batch(
-    inputs: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: jax.Array | float
+    inputs: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: jax.Array | float, activation: str = "none"
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Batch normalisation by the batch's own statistics (Ioffe and Szegedy 2015, algorithm 1).
+    """Batch normalisation by the batch's own statistics (Ioffe and Szegedy 2015, algorithm 1), and an activation.
 
-    The backward pass is written out (the paper's section 3): two sums over the activations and one
-    multiply-add, where differentiating the forward pass would keep several activation-sized arrays alive.
+    The backward pass is written out (the paper's section 3): two sums over the activations and one multiply-add. It
+    needs the inputs only, where differentiating the forward pass would keep several arrays of their size alive.
 
     Args:
       inputs: `[..., C]`, any floating type; the statistics are float32.
       scale: float32 `[C]`.
       bias: float32 `[C]`.
       epsilon: added to the variance; takes no gradient.
+      activation: one of `ACTIVATIONS`.
 
     Returns:
-      The normalised activations `[..., C]` in the type of `inputs`, and float32 mean `[C]` and biased
-      variance `[C]`.
+      The activations `[..., C]` in the type of `inputs`, and float32 mean `[C]` and biased variance `[C]`.
     """
-    return _normalize_batch_forward(inputs, scale, bias, epsilon)[0]
+    return _normalize_batch_forward(inputs, scale, bias, epsilon, activation)[0]
 
 
-def _normalize_batch_forward(inputs, scale, bias, epsilon):
+def _normalize_batch_forward(inputs, scale, bias, epsilon, activation):
+    inputs = materialize(inputs)
     mean, variance = _statistics(inputs)
     inverse = jax.lax.rsqrt(variance + epsilon)
-    outputs = _affine(inputs, mean, scale * inverse, bias)
-    return (outputs, mean, variance), (inputs, scale, mean, inverse)
+    outputs = materialize(_affine(inputs, mean, scale * inverse, bias, activation))
+    return (outputs, mean, variance), (inputs, scale, bias, mean, inverse)
 
 
-def _normalize_batch_backward(residuals, cotangents):
-    inputs, scale, mean, inverse = residuals
+def _normalize_batch_backward(activation, residuals, cotangents):
+    inputs, scale, bias, mean, inverse = residuals
     output_bar, mean_bar, variance_bar = cotangents
+    output_bar = materialize(output_bar)
     axes = tuple(range(inputs.ndim - 1))
     count = inputs.size // inputs.shape[-1]
-    upstream = output_bar.astype(jnp.float32)
+    factor = scale * inverse
+    # Not the forward pass's expression: XLA would recognise that one and keep its values from there to here.
     centred = inputs.astype(jnp.float32) - mean
+    upstream = output_bar.astype(jnp.float32) * SLOPES[activation](centred * factor + bias)
     bias_bar = jnp.sum(upstream, axes)
     scale_bar = jnp.sum(upstream * centred, axes) * inverse
     # The gradient is factor * upstream + slope * centred + offset with numbers per channel: one fused loop.
-    factor = scale * inverse
     slope = (2.0 * variance_bar - factor * inverse * scale_bar) / count
     offset = (mean_bar - factor * bias_bar) / count
     inputs_bar = factor * upstream + slope * centred + offset
@@ -110,14 +126,14 @@ class BatchNorm(nn.Module):
         running_variance = self.variable("batch_stats", "var", jnp.ones, shape)
         if not train:
             factor = scale * jax.lax.rsqrt(running_variance.value + self.epsilon)
-            return ACTIVATIONS[self.activation](_affine(inputs, running_mean.value, factor, bias))
-        outputs, mean, variance = normalize_batch(inputs, scale, bias, self.epsilon)
+            return _affine(inputs, running_mean.value, factor, bias, self.activation)
+        outputs, mean, variance = normalize_batch(inputs, scale, bias, self.epsilon, self.activation)
         # Without `mutable=["batch_stats"]` a caller asks for batch statistics that leave no trace.
         if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
             keep = self.momentum
             running_mean.value = keep * running_mean.value + (1.0 - keep) * mean
             running_variance.value = keep * running_variance.value + (1.0 - keep) * variance
-        return ACTIVATIONS[self.activation](outputs)
+        return outputs
 
 
 def frozen_interceptor(patterns: tuple[str, ...]) -> Callable:

@@ -16,9 +16,16 @@ from research.models.heads import Head
 
 # One line per family; importing its module registers its members.
 FAMILIES = (
+    "research.models.cnn2",
+    "research.models.densenet",
+    "research.models.efficientnet",
+    "research.models.grid_cnn",
     "research.models.inception_resnet_v2",
+    "research.models.inception_v3",
     "research.models.resnet",
     "research.models.simple_cnn",
+    "research.models.vgg",
+    "research.models.xception",
 )
 
 # From the paths of the modules that own variables, in the order of their calls ("backbone/layer1_0/conv1", "head/logits"),

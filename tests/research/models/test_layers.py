@@ -9,7 +9,8 @@ from jax import lax
 
 from input_pipeline import cli
 from research.models import initializers
-from research.models.layers import Conv, Dropout, conv2d
+from research.models.convolution import conv2d
+from research.models.layers import Conv, Dropout
 from research.models.normalization import BatchNorm
 from research.models.pooling import average_pool, max_pool
 
@@ -29,9 +30,7 @@ def assert_same_with_gradients(function, expected, *arguments, tolerance=1e-5):
     )
     for actual, reference in zip((value, *gradients), (expected_value, *expected_gradients), strict=True):
         scale = float(jnp.abs(reference).max())
-        np.testing.assert_allclose(
-            actual.astype(float), reference.astype(float), atol=tolerance * scale, rtol=0
-        )
+        np.testing.assert_allclose(actual.astype(float), reference.astype(float), atol=tolerance * scale, rtol=0)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
@@ -57,9 +56,7 @@ def test_convolution_with_pixels_of_padding():
 
 def test_window_larger_than_the_map_is_refused():
     with pytest.raises(cli.UserError, match="larger image_size"):
-        jax.eval_shape(
-            lambda x: Conv(4, (3, 3), padding="valid").init(jax.random.key(0), x), jnp.ones((1, 2, 8, 3))
-        )
+        jax.eval_shape(lambda x: Conv(4, (3, 3), padding="valid").init(jax.random.key(0), x), jnp.ones((1, 2, 8, 3)))
 
 
 def window_max(inputs, window, stride, padding):
@@ -84,23 +81,17 @@ def test_max_pool_passes_nan_on():
     assert np.isnan(np.asarray(max_pool(inputs, 2))).sum() == 1
 
 
-@pytest.mark.parametrize(
-    "window, stride, padding", [(3, 1, "same"), (2, 2, "valid"), (3, 2, "same"), (3, 2, 1)]
-)
+@pytest.mark.parametrize("window, stride, padding", [(3, 1, "same"), (2, 2, "valid"), (3, 2, "same"), (3, 2, 1)])
 def test_average_pool_counts_only_real_pixels(window, stride, padding):
     def plain(inputs):
-        pads = (
-            padding.upper() if isinstance(padding, str) else ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0))
-        )
+        pads = padding.upper() if isinstance(padding, str) else ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0))
 
         def total(x):
             return lax.reduce_window(x, 0.0, lax.add, (1, window, window, 1), (1, stride, stride, 1), pads)
 
         return total(inputs) / total(jnp.ones_like(inputs))
 
-    assert_same_with_gradients(
-        lambda x: average_pool(x, window, stride, padding), plain, random((2, 7, 10, 3))
-    )
+    assert_same_with_gradients(lambda x: average_pool(x, window, stride, padding), plain, random((2, 7, 10, 3)))
 
 
 def batch_norms(dtype):
@@ -136,9 +127,7 @@ def test_batch_norm_equals_flax(dtype, tolerance, train):
     ]
     for actual, expected in zip(*map(jax.tree.leaves, results), strict=True):
         scale = float(jnp.abs(expected).max())
-        np.testing.assert_allclose(
-            actual.astype(float), expected.astype(float), atol=tolerance * scale, rtol=0
-        )
+        np.testing.assert_allclose(actual.astype(float), expected.astype(float), atol=tolerance * scale, rtol=0)
 
 
 def test_batch_norm_moves_running_statistics_as_flax_does():
@@ -209,9 +198,7 @@ def test_traced_dropout_rate_equals_a_fixed_one():
 )
 def test_initializers_have_the_moments_of_jax_s(ours, theirs):
     shape = (3, 3, 20, 50)
-    together = initializers.drawn_together(
-        lambda: {"a": ours(None, shape), "b": ours(None, shape)}, jax.random.key(2)
-    )
+    together = initializers.drawn_together(lambda: {"a": ours(None, shape), "b": ours(None, shape)}, jax.random.key(2))
     assert np.abs(np.corrcoef(together["a"].ravel(), together["b"].ravel())[0, 1]) < 0.05
     expected = np.asarray(theirs(jax.random.key(0), shape))
     for values in (ours(jax.random.key(1), shape), together["a"], together["b"]):
