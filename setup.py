@@ -1,4 +1,4 @@
-"""Installation: `pip install -e . -c constraints.txt` (CPU), with extras [cuda12] [cuda13] [tpu] [test]."""
+"""Installation: `pip install -e . -c constraints.txt` (CPU), with extras [cuda12] [cuda13] [tpu] [hub] [test]."""
 
 import pathlib
 
@@ -19,10 +19,12 @@ setup(
         "flax>=0.12",
         "google-crc32c",
         "grain>=0.2.16",
+        "h5py",
         "importlib_resources",  # tensorflow-datasets imports it without declaring it
         "jax>=0.10",
         "matplotlib",
         "ml-collections>=1.0",
+        "ml_dtypes",
         "numpy",
         "opencv-python-headless",
         "optax",
@@ -42,6 +44,7 @@ setup(
         "cuda13": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "tensorboard": ["tensorboard"],
-        "test": ["pytest", "pytest-xdist", "ruff", "iterative-stratification"],
+        "hub": ["huggingface_hub>=1.0"],
+        "test": ["pytest", "pytest-xdist", "ruff", "iterative-stratification", "huggingface_hub>=1.0", "safetensors"],
     },
 )

@@ -21,7 +21,13 @@ def default() -> ConfigDict:
     config.steps = 0  # length of the training: exactly one of steps, epochs and examples
     config.epochs = 0.0
     config.examples = 0
-    config.phases = ()  # e.g. ({"name": "head", "epochs": 50, "freeze": ("^backbone/",), "learning_rate": 1e-4}, …)
+    # Stretches of the training: name, one of steps, epochs and examples, optionally learning_rate and batch_size, and
+    # freeze or train: what rests, or what alone is trained, named as in research/training/freezing.py. E.g.
+    # ({"name": "head", "epochs": 50, "train": ("head",)}, {"epochs": 9, "freeze": ("first 3 blocks",)})
+    config.phases = ()
+    # Gradual unfreezing instead of phases: the head alone for `every`, then one more group of the backbone's blocks
+    # after each `every`, from the top; 0 groups = off.
+    config.unfreeze = ConfigDict({"groups": 0, "every": "1 epochs"})
     config.demonstration = ""  # what this run shrinks against the study's method, in words; printed in log and report
     config.data = data()
     config.model = model()
@@ -62,10 +68,15 @@ def model() -> ConfigDict:
     return ConfigDict(
         {
             "name": "simple_cnn",
-            "weights": "",  # pretrained weights; without them nothing is frozen
+            # A file of pretrained weights (Keras .h5 or .keras, .safetensors, .pth, a checkpoint of this project) or
+            # hf://timm/NAME; "{name}" in it stands for the model's name. Without weights nothing is frozen.
+            "weights": "",
+            "variant": "",  # whose form of the architecture: keras, timm, …; "" = what weights or name imply
             "head": (),  # widths of the dense layers between pooling and logits
+            "head_pool": "average",  # how the last feature map becomes features: average, max, flatten
             "head_dropout": 0.0,
-            "head_batch_norm": False,
+            "head_dropout_at": "every",  # dense layers with dropout at their input: every, first, last
+            "head_batch_norm": False,  # at the beginning of the head
             "options": {},  # further arguments of the architecture, such as widths of simple_cnn
             "dtype": "auto",  # computation: bfloat16 on GPU and TPU, float32 on CPU
         }
@@ -91,6 +102,9 @@ def optimizer() -> ConfigDict:
             "name": "adam",
             "learning_rate": 1e-3,
             "weight_decay": 0.0,  # decoupled
+            "l2": (),  # penalties λ·Σθ², e.g. (("head/dense_1/kernel", 0.01),); the reported loss leaves them out
+            "layer_decay": 1.0,  # learning rate × this at each block of the backbone, from the head down; 1 = off
+            "rates": (),  # factors of the learning rate of chosen layers, e.g. (("head", 10.0),)
             "momentum": 0.9,
             "nesterov": False,
             "beta1": 0.9,
@@ -134,7 +148,9 @@ def data() -> ConfigDict:
             "prefetch": 4,  # batches
             "sampler": "uniform",  # uniform, class_balanced, repeat_factor
             "repeat_threshold": 0.1,  # of repeat_factor: classes rarer than this share are repeated
-            "normalize": "fixed",  # fixed, dataset, per_image, channel_intensity
+            # auto (what the pretrained weights were trained with; `fixed` without weights), fixed, dataset, per_image,
+            # channel_intensity, raw (0..255), caffe (BGR minus means, as many Keras weights want it)
+            "normalize": "auto",
             "mean": (0.5,),  # of `fixed`, in units of the full range
             "std": (0.5,),
             "augment": {

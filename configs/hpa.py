@@ -17,7 +17,18 @@ Presets, to be combined by commas:
   bce, focal     the study's other losses
   simple_cnn     a small network from scratch, 170 epochs
   normalization  four trials that differ in the normalisation only
-  smoke          half a minute, for trying and for tests
+  comparison     four backbones (ResNet50, DenseNet121, InceptionResNetV2, EfficientNet-B0) × batches of 32 and 128 in
+                 one table: 5 epochs of the head (with pretrained weights), then 25 of all layers
+  smoke          half a minute, for trying and for tests; after `comparison` it shrinks images and steps only
+
+Pretrained weights, for any preset: --config.model.weights=FILE, or for the comparison a file per backbone,
+
+    python -m research.main --config=configs/hpa.py:comparison --config.data.dir=data/hpa --workdir=runs/comparison \
+        '--config.model.weights=weights/{name}.safetensors'
+
+For a GPU with 24 GB or more: a guess of 3 to 6 hours for the eight trials on the course's 15,389 images, not measured.
+Without weights and data, `comparison,smoke` shows the table on simulated cells: SMOKE_MINUTES on two CPU cores, nearly
+all of it compilation.
 
 Kaggle's public score of the study was 0.209 macro F1, below 0.245 for predicting every label: its test images were
 shuffled against their ids. Submissions are joined by id here.
@@ -63,7 +74,7 @@ def _method(config: ConfigDict) -> None:
     config.batch_size = 512
     config.epochs = 0.0
     config.phases = (
-        {"name": "head", "epochs": 50, "batch_size": 512, "learning_rate": 1e-4, "freeze": ("^backbone/",)},
+        {"name": "head", "epochs": 50, "batch_size": 512, "learning_rate": 1e-4, "train": ("head",)},
         {"name": "all layers", "epochs": 16, "batch_size": 128, "learning_rate": 1e-6},
     )
     config.model.name = "inception_resnet_v2"
@@ -106,18 +117,40 @@ def _normalization(config: ConfigDict) -> None:
     config.search.trials = tuple({"name": kind, "data.normalize": kind} for kind in kinds)
 
 
+def _comparison(config: ConfigDict) -> None:
+    _method(config)
+    config.phases = (
+        {"name": "head", "epochs": 5, "train": ("head",), "learning_rate": 1e-3},
+        {"name": "all layers", "epochs": 25, "learning_rate": 1e-4},
+    )
+    config.model.head = ()
+    config.loss.name = "sigmoid_cross_entropy"
+    config.search.trials = tuple(
+        {"name": f"{backbone}-{batch_size}", "model.name": backbone, "batch_size": batch_size}
+        for backbone in ("resnet50", "densenet121", "inception_resnet_v2", "efficientnet_b0")
+        for batch_size in (32, 128)
+    )
+
+
 def _smoke(config: ConfigDict) -> None:
-    config.demonstration = "smoke: a tiny network on a few simulated images, to see that everything runs"
     config.data.simulated.train = 240
     config.data.simulated.test = 12
+    config.phases = ()
+    config.evaluation.bootstrap = 200
+    if any("model.name" in trial for trial in config.search.trials):
+        config.demonstration = "smoke: a few steps on a few small simulated images, to see that everything runs"
+        config.image_size = 75  # the least that InceptionResNetV2 takes
+        config.steps = 2
+        config.evaluation.tta = "none"
+        config.evaluation.batch_size = 32  # one program for both batch sizes
+        return
+    config.demonstration = "smoke: a tiny network on a few simulated images, to see that everything runs"
     config.image_size = 32
     config.batch_size = 32
-    config.phases = ()
     config.epochs = 3.0
     config.model.name = "simple_cnn"
     config.model.options = ConfigDict({"widths": (8, 16)})
     config.model.head = ()
-    config.evaluation.bootstrap = 200
 
 
 PRESETS = {
@@ -126,5 +159,6 @@ PRESETS = {
     "focal": _focal,
     "simple_cnn": _simple_cnn,
     "normalization": _normalization,
+    "comparison": _comparison,
     "smoke": _smoke,
 }

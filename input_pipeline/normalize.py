@@ -2,7 +2,13 @@
 
 Kinds: "fixed" (a given mean and deviation, [-1, 1] unless told otherwise), "dataset" (mean and deviation of
 the training images, per channel), "per_image" (zero mean and unit variance over each image),
-"channel_intensity" (each channel of each image divided by its mean intensity, minus 1).
+"channel_intensity" (each channel of each image divided by its mean intensity, minus 1), and two that pretrained
+weights ask for: "raw" (0..255 as they are: Keras's EfficientNets scale for themselves) and "caffe" (Keras's ResNets
+and VGGs: RGB to BGR, minus the means of ImageNet, nothing divided).
+
+Weights for RGB images ask for three means. For images of other channels these are treated like the first kernels of
+the network: averaged for one channel, else repeated in turn (R, G, B, R, …). "caffe" turns the first three channels
+round if there are three or more.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +20,8 @@ import numpy as np
 
 from input_pipeline.cli import UserError
 
-KINDS = ("fixed", "dataset", "per_image", "channel_intensity")
+KINDS = ("fixed", "dataset", "per_image", "channel_intensity", "raw", "caffe")
+CAFFE_MEANS = (103.939, 116.779, 123.68)  # of blue, green and red over ImageNet, in 0..255
 # The greatest value of each stored type; images inside the program are float32 in 0..255.
 GREATEST = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
 
@@ -44,6 +51,10 @@ def make(kind: str, statistics: Mapping[str, Any] | None = None) -> Callable[[ja
         return _per_image
     if kind == "channel_intensity":
         return _channel_intensity
+    if kind == "raw":
+        return to_float
+    if kind == "caffe":
+        return _caffe
     if kind == "dataset" and not statistics:
         raise UserError(
             "data.normalize = 'dataset' needs the mean and std of the training images, and has none."
@@ -86,6 +97,23 @@ def _channel_intensity(image: jax.Array) -> jax.Array:
     image = to_float(image)
     mean = jnp.mean(image, axis=(1, 2), keepdims=True)
     return (image - mean) / jnp.where(mean > 0, mean, 1.0)
+
+
+def for_channels(values: Any, channels: int) -> tuple[float, ...]:
+    """The numbers of weights for RGB images, one per channel of other images (the rule above)."""
+    values = tuple(float(value) for value in np.atleast_1d(values))
+    if channels == 1:
+        return (sum(values) / len(values),)
+    return tuple(values[channel % len(values)] for channel in range(channels))
+
+
+def _caffe(image: jax.Array) -> jax.Array:
+    """BGR minus the means, in 0..255; other channels than three by the rule above."""
+    channels = image.shape[-1]
+    image = to_float(image)
+    if channels >= 3:
+        image = jnp.concatenate([image[..., 2::-1], image[..., 3:]], axis=-1)
+    return image - jnp.asarray(for_channels(CAFFE_MEANS, channels), jnp.float32)
 
 
 def dataset_statistics(

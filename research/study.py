@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import time
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -18,9 +19,12 @@ from research.models.initialize import count_parameters
 from research.report import assemble, tables
 from research.report.writer import MetricWriter
 from research.run_folder import RunFolder
-from research.training import build, sharding
+from research.settings import validate
+from research.training import build, freezing, optimizers, sharding, start_weights
 from research.training.inference import Predictor
-from research.training.loop import Training, validation_metrics
+from research.training.loop import Training
+from research.training.phases import freezes, needs_layers, phases
+from research.training.progress import validation_metrics
 from research.training.signals import StopSignal
 from research.training.state import flatten
 
@@ -39,7 +43,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool = False) -> i
     stop = StopSignal()
     stop.install()
     dataset = open_data(config, workdir)
-    trials = expand(config, dataset)
+    trials = expand(config, dataset, start_weights.read_records(workdir))
     for trial in trials:
         check(trial)
     folder = RunFolder(workdir, config)
@@ -57,45 +61,6 @@ def run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool = False) -> i
     assemble.report(folder.path, config, trials, environment, stop)
     print(f"Finished: {workdir / 'report' / 'index.html'}")
     return 0
-
-
-def validate(config: ConfigDict) -> None:
-    """Refuses values that no study can mean; each sentence names the key."""
-    positive = {
-        "batch_size": config.batch_size,
-        "image_size": config.image_size,
-        "optimizer.accumulate": config.optimizer.accumulate,
-        "optimizer.learning_rate": config.optimizer.learning_rate,
-    }
-    for i, phase in enumerate(config.phases):
-        positive[f"phases[{i}].learning_rate"] = phase.get("learning_rate", 1.0)
-    for name, value in positive.items():
-        if not value > 0 or not np.isfinite(value):
-            raise UserError(f"config.{name} is {value}; it must be a positive number.")
-    shares = {
-        "optimizer.ema": config.optimizer.ema,
-        "schedule.final": config.schedule.final,
-        "model.head_dropout": config.model.head_dropout,
-    }
-    for name, value in shares.items():
-        if not 0 <= value < 1:
-            raise UserError(f"config.{name} is {value}; it must be at least 0 and below 1.")
-    choices = {
-        "nonfinite": ("skip", "abort"),
-        "data.split": ("roles", "study"),
-        "data.cache": ("auto", "none", "ram", "device"),
-        "data.resize": ("stretch", "crop"),
-        "data.normalize": ("fixed", "dataset", "per_image", "channel_intensity"),
-        "data.sampler": ("uniform", "class_balanced", "repeat_factor"),
-        "evaluation.tta": ("none", "flips", "dihedral"),
-        "evaluation.thresholds": ("fixed", "per_class_f1", "grid"),
-        "schedule.name": ("constant", "cosine", "one_cycle"),
-        "loss.class_weights": ("none", "balanced", "effective"),
-    }
-    for name, allowed in choices.items():
-        value = config.get_ref(name).get() if "." not in name else config[name.split(".")[0]][name.split(".")[1]]
-        if value not in allowed:
-            raise UserError(f"config.{name} is '{value}'; choose one of {', '.join(allowed)}.")
 
 
 def _check_devices(allow_cpu: bool) -> None:
@@ -136,9 +101,13 @@ def open_data(config: ConfigDict, workdir: pathlib.Path) -> Dataset:
     return open_dataset(prepared)
 
 
-def expand(config: ConfigDict, dataset: Dataset) -> list[build.Trial]:
-    """The trials of a study: every override set of `search.trials`, on every fold of `search.folds`."""
+def expand(config: ConfigDict, dataset: Dataset, records: Mapping[str, dict] | None = None) -> list[build.Trial]:
+    """The trials of a study: every override set of `search.trials`, on every fold of `search.folds`.
+
+    `records` is what the run folder says of the weights of trials that have begun.
+    """
     trials = []
+    starts = start_weights.Starts(records)
     for number, entry in enumerate(config.search.trials or ({},)):
         overrides = {k: v for k, v in dict(entry).items() if k != "name"}
         changed = ConfigDict(config.to_dict())
@@ -156,7 +125,9 @@ def expand(config: ConfigDict, dataset: Dataset) -> list[build.Trial]:
             view = with_roles(changed, dataset, fold)
             label = name if fold is None else f"{name}-fold{fold}"
             own = overrides if fold is None else overrides | {"search.fold": fold}
-            trials.append(build.Trial(build.as_file_name(label), name, own, changed, view, None, None))
+            file_name = build.as_file_name(label)
+            start = starts.settle(changed.model, file_name)
+            trials.append(build.Trial(file_name, name, own, changed, view, None, None, start=start))
     return trials
 
 
@@ -196,9 +167,17 @@ def with_roles(config: ConfigDict, dataset: Dataset, fold: int | None) -> Datase
 
 def check(trial: build.Trial) -> None:
     """Everything about a trial that can be refused before anything is written."""
-    build.phases(trial.config, len(trial.train_indices))
+    config = trial.config
+    stretches = phases(config, len(trial.train_indices))
     build.build_loss(trial)
     build.build_model(trial)
+    start_weights.preprocessing(config.data, trial.start)
+    if needs_layers(config):
+        layers = build.build_layers(trial)
+        for phase in stretches:
+            freezing.trainable(layers, phase.freeze, phase.train)
+        optimizers.factors(layers, config.optimizer)
+        optimizers.penalties(layers, config.optimizer)
     if not len(trial.dataset.indices("validation")):
         raise UserError(
             f"No example of {trial.dataset.directory} has the role 'validation'; prepare it with a validation share."
@@ -215,10 +194,23 @@ def announce(config: ConfigDict, dataset: Dataset, trials: list[build.Trial], wo
         print("SIMULATED DATA: a program drew the images; no figure of this run says anything about real cells.")
     if config.demonstration:
         print(f"Demonstration: {config.demonstration}")
-    if any("freeze" in phase for phase in config.phases) and not config.model.weights:
+    for line in dict.fromkeys(_say_start(trial) for trial in trials):
+        print(line)
+    if any(freezes(trial.config) and not trial.config.model.weights for trial in trials):
         print("Nothing is frozen, because no pretrained weights are given.")
     if config.data.split == "study":
         print("LEAKY SPLIT: copies of one photograph stand on both sides; the figures are too good.")
+
+
+def _say_start(trial: build.Trial) -> str:
+    """What a trial's model starts from and how its images are normalised."""
+    data, start = trial.config.data, trial.start
+    used = start_weights.in_words(start_weights.preprocessing(data, start))
+    model = f"Model {trial.config.model.name}" + (f" ({start.variant})" if start and start.variant else "")
+    text = f"{model}: {start.source if start else 'random weights'}; normalisation {used}"
+    if start and data.normalize != "auto" and start.preprocessing:
+        text += f", though the weights were trained with {start_weights.in_words(start.preprocessing)}"
+    return text
 
 
 class SharedImages:
@@ -312,6 +304,7 @@ def run_trial(trial: build.Trial, workdir: pathlib.Path, mesh, stop: StopSignal,
         best_step=best.step,
         steps=best.last_step,
         state_sha256=best.state_sha256,
+        normalisation=start_weights.in_words(start_weights.preprocessing(trial.config.data, trial.start)),
         metrics=metrics,
     )
     print(f"Trial {trial.name} took {time.monotonic() - start:.0f} s here.", flush=True)

@@ -16,22 +16,22 @@ running statistics, and what the papers and libraries train with (the dropout is
     b6     43,040,704        43,265,136          528       0.5   1.8, 2.6
     b7     66,347,960        66,658,680          600       0.5   2.0, 3.1
 
-All sizes drop paths at 0.2 in the last block, less in earlier ones (`drop_path=0.2`).
+All sizes train with `drop_path=0.2`: block i of n, counted from 0, is skipped at a rate of 0.2 i / n.
 
 The variants hold the same parameters and differ in these points:
 
     variant       padding   epsilon               momentum             images
     timm          PyTorch   1e-5                  0.9                  (x / 255 - mean) / std
     torchvision   PyTorch   1e-5; b5 to b7 1e-3   0.9; b5 to b7 0.99   (x / 255 - mean) / std
-    tf            "same"    1e-3                  0.9                  (x / 255 - mean) / std; noisy student 0.5, 0.5
+    tf            "same"    1e-3                  0.9                  (x / 255 - mean) / std; AdvProp 0.5, 0.5
     keras         "same"    1e-3                  0.99                 0 ... 255
 
 "tf" is timm's `tf_efficientnet_*`, with weights from Google's files. "keras" starts with the input layers of
 `keras.applications`, see `InputNormalization`; its mean and variance are six more statistics (with three channels), and
 Keras counts a seventh, the number of batches that they were taken from.
 
-Block i of stage s is called `block5_2`, timm `blocks.4.2`, torchvision `features.5.2`, Keras `block5c`. In it are
-`expand` (not in stage 1), `depthwise` and `depthwise_norm`, `se_reduce`, `se_expand`, `project`.
+The third block of the fifth stage is `block5_2`, timm `blocks.4.2`, torchvision `features.5.2`, Keras `block5c`. In it
+are `expand` (not in stage 1), `depthwise` and `depthwise_norm`, `se_reduce`, `se_expand`, `project`.
 """
 
 import dataclasses

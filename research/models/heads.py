@@ -1,4 +1,17 @@
-"""How do pooled features become logits?"""
+"""How do pooled features become logits?
+
+The studies' heads, as settings of `config.model`:
+
+    Organelles: pooled, Dense 512, logits.
+        head=(512,)
+    Gene images, ResNet50 and DenseNet169: pooled, BatchNorm, Dropout 0.5, Dense 2048 with L2 0.01, Dense 512, logits.
+        head=(2048, 512), head_batch_norm=True, head_dropout=0.5, head_dropout_at="first",
+        and config.optimizer.l2 = (("head/dense_1/kernel", 0.01),)
+    Gene images, VGG19: flattened, BatchNorm, Dropout 0.5, Dense 512 with L2 0.01, Dense 512, logits.
+        the same with head=(512, 512), head_pool="flatten", options={"top": False}
+    Gene images, Xception: pooled, BatchNorm, Dropout 0.5, logits.
+        head_batch_norm=True, head_dropout=0.5
+"""
 
 import flax.linen as nn
 import jax

@@ -16,9 +16,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "swish": nn.swish,
 }
-# Their derivatives.
+# The derivatives.
 SLOPES: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "none": lambda values: jnp.ones((), values.dtype),
     "relu": lambda values: (values > 0).astype(values.dtype),
     "swish": lambda values: _swish_slope(values, nn.sigmoid(values)),
 }
@@ -79,15 +78,17 @@ def _normalize_batch_backward(activation, residuals, cotangents):
     axes = tuple(range(inputs.ndim - 1))
     count = inputs.size // inputs.shape[-1]
     factor = scale * inverse
-    # Not the forward pass's expression: XLA would recognise that one and keep its values from there to here.
-    centred = inputs.astype(jnp.float32) - mean
-    upstream = output_bar.astype(jnp.float32) * SLOPES[activation](centred * factor + bias)
+    values = inputs.astype(jnp.float32)
+    upstream = output_bar.astype(jnp.float32)
+    if activation != "none":
+        # Not the forward pass's expression: XLA would recognise that one and keep its values from there to here.
+        upstream = upstream * SLOPES[activation]((values - mean) * factor + bias)
     bias_bar = jnp.sum(upstream, axes)
-    scale_bar = jnp.sum(upstream * centred, axes) * inverse
-    # The gradient is factor * upstream + slope * centred + offset with numbers per channel: one fused loop.
+    scale_bar = (jnp.sum(upstream * values, axes) - mean * bias_bar) * inverse
+    # The gradient is factor * upstream + slope * (values - mean) + constants per channel: one fused loop.
     slope = (2.0 * variance_bar - factor * inverse * scale_bar) / count
-    offset = (mean_bar - factor * bias_bar) / count
-    inputs_bar = factor * upstream + slope * centred + offset
+    offset = (mean_bar - factor * bias_bar) / count - slope * mean
+    inputs_bar = factor * upstream + slope * values + offset
     return inputs_bar.astype(inputs.dtype), scale_bar, bias_bar, None
 
 

@@ -1,10 +1,10 @@
-"""How are the networks of Simonyan and Zisserman 2015 (arXiv:1409.1556, D and E) built, and what do libraries do at the end?
+"""How are the networks of Simonyan and Zisserman 2015 (arXiv:1409.1556, D and E) built, and how does each library end?
 
 Five blocks of 3x3 convolutions with biases, each followed by a 2x2 max-pool, then dense layers of 4,096 units, `fc1`
 and `fc2`. They are kept as convolutions, `fc1` with kernel `[7, 7, 512, 4096]`, and the variants differ in its input:
 
-* `timm`: a map smaller than 7x7 is pooled up to 7x7 (below 224 pixels a side); on a larger one `fc1` and `fc2` slide and
-  the mean over their positions follows.
+* `timm`: a map smaller than 7x7 is pooled up to 7x7 (below 224 pixels a side); on a larger one `fc1` and `fc2` slide,
+  and the mean over their positions follows.
 * `torchvision`: every map is pooled to 7x7. Both pools are PyTorch's `adaptive_average_pool`.
 * `keras`: the map as it is, so that `fc1` and the number of parameters depend on the image size. No BatchNorm.
 
@@ -16,9 +16,9 @@ Parameters with 1,000 classes, three channels and, for Keras, 224 px: vgg16 138,
 138,365,992 (138,374,440 with running statistics); vgg19_bn 143,678,248 (143,689,256). With `top=False` and without the
 head: 14,714,688; 20,024,384; 14,723,136; 20,035,392. BatchNorm has epsilon 1e-5 and keeps 0.9 of its statistics.
 
-Names: `block3_conv1`, `fc1`, `fc2` as in Keras, `head/logits` is `predictions`; PyTorch counts all layers ("features.10"),
-the convolution's BatchNorm is `block3_norm1`; timm has `pre_logits.fc1`, `pre_logits.fc2`, `head.fc`, torchvision
-`classifier.0`, `.3`, `.6`.
+Names: `block3_conv1`, `fc1`, `fc2` as in Keras, where `head/logits` is `predictions`. PyTorch counts all layers:
+`block3_conv1` is `features.10`, and its BatchNorm `block3_norm1` the number behind; the dense layers are
+`pre_logits.fc1`, `pre_logits.fc2` and `head.fc` in timm, `classifier.0`, `.3` and `.6` in torchvision.
 """
 
 import math
@@ -45,7 +45,7 @@ GRID = 7  # pixels a side of the last map of an image of 224 pixels
 
 
 def _bins(size: int, bins: int) -> np.ndarray:
-    """`[bins, size]`: the weights of the pixels in each bin; bin i spans floor(i size / bins) to ceil((i+1) size / bins)."""
+    """Weights `[bins, size]` of the pixels in each mean; i spans floor(i size / bins) to ceil((i + 1) size / bins)."""
     weights = np.zeros((bins, size))
     for index in range(bins):
         start, stop = index * size // bins, -(-(index + 1) * size // bins)

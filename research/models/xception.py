@@ -1,10 +1,11 @@
 """What is Xception, and in what do Keras's and timm's differ?
 
-Chollet 2017 (arXiv:1610.02357), layer by layer as in `keras.applications`: two convolutions, thirteen residual and
-separable blocks, of which four halve the map by a max-pool, two separable convolutions, a mean. A separable convolution
-is a depthwise 3x3 and a 1x1 convolution with nothing between. 22,855,952 parameters with 1,000 classes, 22,910,480 with
-running statistics. Published for 299 x 299 pixels in [-1, 1] (`x / 127.5 - 1`); images need 32 pixels a side here.
-The paper's dropout of 0.5 before the logits is in neither library; it would be `head_dropout`.
+Chollet 2017 (arXiv:1610.02357), layer by layer as in `keras.applications`: two convolutions, twelve residual blocks of
+separable convolutions, of which four halve the map by a max-pool, two separable convolutions, a mean. A separable
+convolution is a depthwise 3x3 and a 1x1 convolution with nothing between. 22,855,952 parameters with 1,000 classes,
+22,910,480 with running statistics. Published for 299 x 299 pixels in [-1, 1] (`x / 127.5 - 1`); images need 7 pixels a
+side (Keras asks for 71). The paper's dropout of 0.5 before the logits is in neither library; here it is
+`head_dropout`.
 
 timm's `legacy_xception` has Keras's weights in PyTorch's habits: BatchNorm's epsilon is 1e-5 instead of 1e-3 and its
 momentum 0.9 instead of 0.99, and the max-pools pad one pixel on each side, where Keras pads an even map right and below

@@ -14,6 +14,7 @@ from input_pipeline.loader import eval_batches
 from research.evaluation import baselines, calibration, metrics, predictions, score, thresholds
 from research.report import page, plots, tables
 from research.report.writer import MetricWriter, read_jsonl
+from research.training import start_weights
 from research.training.control import MINIMISED
 
 MISTAKES = 10
@@ -53,7 +54,7 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
         "trials": [{k: v for k, v in row.items() if k != "state_sha256"} for row in ledger],
         "chosen_trial": chosen,
         "config": config.to_dict(),
-        "config_summary": _config_summary(members[0].config),
+        "config_summary": _config_summary(members[0]),
         "environment": environment,
         "provenance": _provenance(config, members, scored),
         "figures": _training_figures(folder, ledger, [t.name for t in members]),
@@ -64,6 +65,8 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
         stop.check()
         context |= _scored_parts(folder, config, members, scored, stop, context["figures"])
         _comparison(folder, settings, evaluation, scored, context)
+    if (folder / start_weights.RECORD).exists():
+        context["files"][start_weights.RECORD] = "pretrained weights by trial: file, hash, what was loaded and replaced"
     if submission(folder, config, members):
         context["files"]["submission.csv"] = "labels of the unlabelled images, joined by id"
     page.write_page(folder, context)
@@ -92,18 +95,21 @@ def _summary(config, trials, settings) -> str:
     folds = config.search.folds
     text = f"{len(settings)} setting(s)" if len(settings) > 1 else "One setting"
     text += f", {folds} folds by group, test predictions pooled over the folds" if folds else ""
-    return f"{text}; {len(trials)} trial(s) of {trials[0].config.model.name} on {trials[0].dataset.name}."
+    models = ", ".join(dict.fromkeys(trial.config.model.name for trial in trials))
+    return f"{text}; {len(trials)} trial(s) of {models} on {trials[0].dataset.name}."
 
 
-def _config_summary(config) -> dict:
+def _config_summary(trial) -> dict:
+    config = trial.config
     return {
         "model": config.model.name,
+        "weights": f"{trial.start.source}, {trial.start.file}" if trial.start else "random",
         "image size": f"{config.image_size} px",
         "batch size": config.batch_size,
         "loss": config.loss.name,
         "optimiser": f"{config.optimizer.name}, learning rate {config.optimizer.learning_rate:g}",
         "schedule": config.schedule.name,
-        "normalisation": config.data.normalize,
+        "normalisation": start_weights.in_words(start_weights.preprocessing(config.data, trial.start)),
         "test-time views": config.evaluation.tta,
         "seed": config.seed,
     }

@@ -16,19 +16,10 @@ from input_pipeline.loader import DecodedCache, available_cores
 from research.losses import class_weights
 from research.losses import registry as losses
 from research.models import registry as models
-from research.training import optimizers, schedules, sharding
+from research.training import freezing, optimizers, sharding
+from research.training.phases import Phase
+from research.training.start_weights import Start, preprocessing
 from research.training.steps import StepParts
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """A stretch of the training with its own length, learning rate, batch size and frozen parameters."""
-
-    name: str
-    batch_size: int
-    learning_rate: float
-    freeze: tuple[str, ...]
-    length: schedules.Length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +35,7 @@ class Trial:
       cache: decoded images, shared by the trials, or None.
       statistics: {"mean": [C], "std": [C]} of the training images in 0..1, for `normalize = dataset`; else None.
       images: uint8 `[N, H, W, C]`, the decoded data set on the device, or None.
+      start: the pretrained weights that it starts from, or None.
     """
 
     name: str
@@ -54,6 +46,7 @@ class Trial:
     cache: DecodedCache | None
     statistics: dict | None
     images: jax.Array | None = None
+    start: Start | None = None
 
     @property
     def train_indices(self) -> np.ndarray:
@@ -78,25 +71,6 @@ class Trial:
         return self.config.data.threads or available_cores()
 
 
-def phases(config: ConfigDict, num_examples: int) -> tuple[Phase, ...]:
-    """The phases of `config`, or the whole training as one. Without pretrained weights nothing is frozen."""
-    result = []
-    known = {"name", "steps", "epochs", "examples", "learning_rate", "batch_size", "freeze"}
-    for i, entry in enumerate(config.phases or ({},)):
-        entry = dict(entry)
-        if unknown := entry.keys() - known:
-            raise UserError(f"config.phases[{i}] has the unknown key '{sorted(unknown)[0]}'; keys are {sorted(known)}.")
-        batch_size = entry.get("batch_size", config.batch_size)
-        freeze = tuple(entry.get("freeze", ()))
-        name = entry.get("name", "training" if not config.phases else f"phase {i + 1}")
-        if freeze and not config.model.weights:
-            freeze = ()
-        length = schedules.length_of(entry if config.phases else config, batch_size, num_examples)
-        rate = entry.get("learning_rate", config.optimizer.learning_rate)
-        result.append(Phase(name, batch_size, rate, freeze, length))
-    return tuple(result)
-
-
 def compute_dtype(config: ConfigDict):
     """bfloat16 on GPU and TPU, float32 on CPU, unless the config says which."""
     if config.model.dtype == "auto":
@@ -109,18 +83,25 @@ def compute_dtype(config: ConfigDict):
 def build_model(trial: Trial, frozen: tuple[str, ...] = ()):
     """The Flax module of a trial."""
     settings = trial.config.model
-    if settings.weights:
-        raise UserError("config.model.weights is set, but this version does not import weights; leave it empty.")
     return models.create(
         settings.name,
         num_classes=trial.num_classes,
+        variant=trial.start.variant if trial.start else settings.variant,
         head=tuple(settings.head),
+        head_pool=settings.head_pool,
         head_dropout=settings.head_dropout,
+        head_dropout_at=settings.head_dropout_at,
         head_batch_norm=settings.head_batch_norm,
         dtype=compute_dtype(trial.config),
         frozen=frozen,
         **settings.options.to_dict(),
     )
+
+
+def build_layers(trial: Trial) -> freezing.Layers:
+    """The layers of a trial's model, with their names in other libraries."""
+    entry, _ = models.find(trial.config.model.name)
+    return freezing.describe(build_model(trial), trial.config.image_size, trial.channels, entry.names)
 
 
 def build_loss(trial: Trial):
@@ -132,16 +113,19 @@ def build_loss(trial: Trial):
 
 def build_normalize(trial: Trial):
     """Images `[B, H, W, C]` in 0..255 to what the network takes."""
-    data = trial.config.data
-    if data.normalize == "dataset":
+    chosen = preprocessing(trial.config.data, trial.start)
+    if chosen["kind"] == "dataset":
         return normalize.make("dataset", trial.statistics)
-    if data.normalize == "fixed":
-        return normalize.make("fixed", {"mean": data.mean, "std": data.std})
-    return normalize.make(data.normalize)
+    if chosen["kind"] != "fixed":
+        return normalize.make(chosen["kind"])
+    statistics = {name: chosen[name] for name in ("mean", "std")}
+    if trial.config.data.normalize == "auto" and trial.start:  # the weights' numbers are for RGB
+        statistics = {name: normalize.for_channels(value, trial.channels) for name, value in statistics.items()}
+    return normalize.make("fixed", statistics)
 
 
-def build_parts(trial: Trial, phase: Phase, paths: tuple[str, ...], mesh) -> StepParts:
-    """What the training step of a phase is made of; `paths` are the model's parameter paths."""
+def build_parts(trial: Trial, phase: Phase, layers: freezing.Layers, mesh) -> StepParts:
+    """What the training step of a phase is made of."""
     config = trial.config
     if phase.batch_size % config.optimizer.accumulate:
         raise UserError(
@@ -158,12 +142,13 @@ def build_parts(trial: Trial, phase: Phase, paths: tuple[str, ...], mesh) -> Ste
                 config.loss.beta,
             )
         )
+    trained = freezing.trainable(layers, phase.freeze, phase.train)
     return StepParts(
-        model=build_model(trial, phase.freeze),
+        model=build_model(trial, freezing.resting_norms(layers, trained)),
         loss=build_loss(trial),
         class_weights=weights,
         transformation=optimizers.direction(config.optimizer),
-        trainable=optimizers.trainable_paths(paths, phase.freeze),
+        trainable=trained,
         augment=augment.build(config.data.augment.to_dict()),
         normalize=build_normalize(trial),
         batch_size=phase.batch_size,
@@ -171,6 +156,8 @@ def build_parts(trial: Trial, phase: Phase, paths: tuple[str, ...], mesh) -> Ste
         multi_label=trial.dataset.multi_label,
         accumulate=config.optimizer.accumulate,
         ema=config.optimizer.ema,
+        factors=optimizers.factors(layers, config.optimizer),
+        penalties=optimizers.penalties(layers, config.optimizer),
         batch_sharding=sharding.over_batch(mesh) if mesh.size > 1 else None,
     )
 

@@ -11,24 +11,33 @@ import dataclasses
 import functools
 import itertools
 import json
-import math
 import pathlib
-import resource
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
 from input_pipeline.cli import UserError
 from input_pipeline.loader import stage, train_batches
 from input_pipeline.sampling import Sampler
-from research.evaluation import metrics as evaluation_metrics
+from research.models import lowering
 from research.models.initialize import count_parameters, initialize
 from research.report.writer import JsonlLog, MetricWriter
-from research.training import build, inference, optimizers, schedules, sharding, state, steps
+from research.training import (
+    build,
+    freezing,
+    inference,
+    optimizers,
+    progress,
+    schedules,
+    sharding,
+    start_weights,
+    state,
+    steps,
+)
 from research.training.checkpoint import Checkpoints, damage
 from research.training.control import Controls
+from research.training.phases import Phase, needs_layers, phases
 from research.training.signals import Clock, Stopped, StopSignal
 
 _STREAK = 20  # steps in a row that are not finite: training has diverged
@@ -58,7 +67,7 @@ class Training:
         self.trial, self.config, self.mesh, self.stop, self.images = trial, trial.config, mesh, stop, trial.images
         self.name = build.as_file_name(trial.name)
         self.indices = trial.train_indices
-        self.phases = build.phases(self.config, len(self.indices))
+        self.phases = phases(self.config, len(self.indices))
         self.loss = build.build_loss(trial)
         self.folder = folder
         self.clock = Clock()
@@ -69,6 +78,7 @@ class Training:
         self.saved_step = -1
         self.train_step = None
         self.state: state.TrainState | None = None
+        self.layers: freezing.Layers | None = None
 
     # Beginning
 
@@ -112,11 +122,13 @@ class Training:
         channels, size = self.trial.channels, self.config.image_size
         model = build.build_model(self.trial)
         variables = self.stop.interruptible(lambda: initialize(model, key, size, channels))
-        self.paths = tuple(state.flatten(variables["params"]))
-        self.parameters = count_parameters(variables["params"])
+        if self.layers is None:
+            known = needs_layers(self.config)
+            self.layers = build.build_layers(self.trial) if known else freezing.unordered(variables["params"])
         if step is None:
-            print(f"Model {self.config.model.name}: {self.parameters:,} parameters.", flush=True)
-            self._set_state(self._fresh(variables, self.phases[0]))
+            count = count_parameters(variables["params"])
+            print(f"Model {self.config.model.name}: {count:,} parameters.", flush=True)
+            self._set_state(self._fresh(self._with_weights(model, variables), self.phases[0]))
             return
         self._take_meta(step)
         phase = self.phases[min(self.meta["phase"], len(self.phases) - 1)]
@@ -127,15 +139,30 @@ class Training:
         self._set_state(state.from_tree(template, restored))
         self.saved_step = step
 
-    def _fresh(self, variables, phase: build.Phase) -> state.TrainState:
+    def _with_weights(self, model, variables):
+        """The variables with the trial's pretrained weights in them, if it has some; records what came in."""
+        start = self.trial.start
+        if start is None:
+            return variables
+        modules, _ = freezing.call_order(model, self.config.image_size, self.trial.channels)
+        variables, report = self.stop.interruptible(lambda: start.load(model, variables, modules))
+        if jax.process_index() == 0:
+            start_weights.write_record(self.folder, self.name, start, report)
+        print(f"{self.name}: weights of {start.source}; {start_weights.RECORD} lists what was loaded.", flush=True)
+        return variables
+
+    def _fresh(self, variables, phase: Phase) -> state.TrainState:
         return state.create(
             variables,
             self.config.seed,
             optimizers.direction(self.config.optimizer),
-            optimizers.trainable_paths(self.paths, phase.freeze),
+            self._trained(phase),
             self.config.optimizer.ema > 0,
             self.trial.num_classes,
         )
+
+    def _trained(self, phase: Phase) -> tuple[str, ...]:
+        return freezing.trainable(self.layers, phase.freeze, phase.train)
 
     def _set_state(self, value: state.TrainState) -> None:
         self.shardings = sharding.shardings(value, self.mesh, self.config.shard_parameters)
@@ -176,22 +203,23 @@ class Training:
         self.meta |= {"phase": index, "phase_start": self._step()}
         self.controls.start_phase()
         if index < len(self.phases):
-            trainable = optimizers.trainable_paths(self.paths, self.phases[index].freeze)
             transformation = optimizers.direction(self.config.optimizer)
-            opt_state = transformation.init({p: self.state.params[p] for p in trainable})
+            opt_state = transformation.init({p: self.state.params[p] for p in self._trained(self.phases[index])})
             self._set_state(self.state.replace(opt_state=opt_state))
             self.train_step = None
             self.save()
 
-    def _run_phase(self, phase: build.Phase) -> None:
+    def _run_phase(self, phase: Phase) -> None:
         length, start = phase.length, self.meta["phase_start"]
         self.log_every = max(1, length.parse(self.config.log_every, "log_every"))
         evaluate_every = max(1, length.parse(self.config.evaluate_every, "evaluate_every"))
         self.checkpoint_every = max(1, length.parse(self.config.checkpoint_every, "checkpoint_every"))
         self.rate = schedules.learning_rate(self.config.schedule, phase.learning_rate, length)
+        sizes = {path: value.size for path, value in self.state.params.items()}
+        trained = sum(sizes[path] for path in self._trained(phase))
         print(
             f"Phase '{phase.name}': {length.steps} steps of {phase.batch_size} images, "
-            f"{length.steps_per_epoch:.1f} steps an epoch.",
+            f"{length.steps_per_epoch:.1f} steps an epoch; {trained:,} of {sum(sizes.values()):,} parameters trained.",
             flush=True,
         )
         first = self._step() - start
@@ -212,7 +240,7 @@ class Training:
             if (done + 1) % self.log_every == 0 or done + 1 == length.steps:
                 self._log_train(phase, done + 1)
 
-    def _batches(self, phase: build.Phase, first: int):
+    def _batches(self, phase: Phase, first: int):
         """Batches on the devices, from step `first` of a phase on: a pure function of seed, phase and step."""
         data = self.config.data
         seed = self.config.seed * 1_000_003 + self.meta["phase"]
@@ -226,7 +254,7 @@ class Training:
         )
         return stage(batches, functools.partial(sharding.put_batch, self.mesh))
 
-    def _train_one(self, phase: build.Phase, batches, done: int) -> None:
+    def _train_one(self, phase: Phase, batches, done: int) -> None:
         with self.clock.measure("input"):
             batch = next(batches)
         rate = np.float32(self.rate(done) * self.controls.rate_factor)
@@ -237,13 +265,14 @@ class Training:
             jax.block_until_ready(self.state.step)  # the batch was fetched while the step before was computed
             self.state = self.train_step(self.state, batch, rate, self.images)
 
-    def _compile(self, phase: build.Phase, batch, rate, first: bool) -> None:
-        parts = build.build_parts(self.trial, phase, self.paths, self.mesh)
+    def _compile(self, phase: Phase, batch, rate, first: bool) -> None:
+        parts = build.build_parts(self.trial, phase, self.layers, self.mesh)
 
         def step(current, batch, rate, images):
             return steps.train_step(parts, current, inference.gather(batch, images), rate)
 
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=self.shardings)
+        options = lowering.compiler_options()
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=self.shardings, compiler_options=options)
         self.train_step = self.stop.interruptible(lambda: jitted.lower(self.state, batch, rate, self.images).compile())
         if first and self.meta["phase"] == 0:
             self._show_batch(parts, batch)
@@ -259,33 +288,22 @@ class Training:
 
     # Numbers
 
-    def _log_train(self, phase: build.Phase, done: int) -> None:
+    def _log_train(self, phase: Phase, done: int) -> None:
         with self.clock.measure("step"):
             sums = jax.device_get(self.state.sums)
         self.state = steps.reset_sums(self.state)
         skipped, streak = int(self.state.skipped), int(self.state.streak)
         count = max(1.0, float(sums["steps"]))
         seconds = self.clock.take("step") + self.clock.seconds.get("input", 0.0)
-        waiting = self.clock.take("input")
-        row = self._row("train", phase, done) | {
-            "loss": float(sums["loss"]) / count,
-            "gradient_norm": float(sums["gradient_norm"]) / count,
-            "learning_rate": self.rate(done - 1) * self.controls.rate_factor,
-            "accuracy": float(sums["correct"] / max(1.0, sums["examples"])),
-            "macro_f1": float(np.mean(2 * sums["tp"] / np.maximum(2 * sums["tp"] + sums["fp"] + sums["fn"], 1e-9))),
-            "skipped": skipped,
-        }
-        speed = {
-            "images_per_second": count * phase.batch_size / max(seconds, 1e-9),
-            "input_wait_share": waiting / max(seconds, 1e-9),
-            "memory_bytes": _memory_bytes(),
-        }
+        speed = progress.speed(count * phase.batch_size, seconds, self.clock.take("input"))
+        row = self._row("train", phase, done) | progress.train_metrics(sums)
+        row |= {"learning_rate": self.rate(done - 1) * self.controls.rate_factor, "skipped": skipped}
         self._write(row, speed)
         left = (phase.length.steps - done) * seconds / count
         print(
             f"{self.trial.name}  step {row['step']}  {phase.name} {done}/{phase.length.steps}  loss {row['loss']:.4f}  "
             f"{speed['images_per_second']:.0f} images/s  input {100 * speed['input_wait_share']:.0f}%  "
-            f"ETA {_minutes(left)}",
+            f"ETA {progress.minutes(left)}",
             flush=True,
         )
         if skipped and self.config.nonfinite == "abort":
@@ -295,7 +313,7 @@ class Training:
                 f"Training diverged: {streak} steps in a row without a finite loss; lower the learning rate."
             )
 
-    def _evaluate(self, phase: build.Phase, step: int) -> None:
+    def _evaluate(self, phase: Phase, step: int) -> None:
         """Evaluates on `validation`, once per step, and lets the controls act on it."""
         last = self.meta["history"][-1] if self.meta["history"] else {}
         if last.get("split") == "validation" and last["step"] == step:
@@ -304,7 +322,7 @@ class Training:
             indices = self.trial.dataset.indices("validation")
             logits = self.predictor(self.state.evaluated(), indices)
             row = self._row("validation", phase, step - self.meta["phase_start"])
-            row |= validation_metrics(
+            row |= progress.validation_metrics(
                 self.loss, logits, self.trial.dataset.labels[indices], self.trial.dataset.multi_label
             )
         best = self.controls.observe(self.config, step, row, phase.learning_rate)
@@ -319,7 +337,7 @@ class Training:
         if best or due:
             self.save()
 
-    def _row(self, split: str, phase: build.Phase, done: int) -> dict:
+    def _row(self, split: str, phase: Phase, done: int) -> dict:
         return {
             "trial": self.name,
             "step": self.meta["phase_start"] + done,
@@ -343,7 +361,7 @@ class Training:
         Raises:
           UserError: the parameters are not finite; the last good checkpoint stays.
         """
-        if not bool(_all_finite((self.state.params, self.state.batch_stats))):
+        if not bool(progress.all_finite((self.state.params, self.state.batch_stats))):
             raise UserError(f"The parameters are not finite at step {self._step()}; lower the learning rate.")
         meta = self.meta | {
             "controls": dataclasses.asdict(self.controls),
@@ -361,35 +379,3 @@ class Training:
                 self._step(), state.to_tree(self.state), json.loads(json.dumps(meta)), self.controls.best_step
             )
         self.saved_step = self._step()
-
-
-def validation_metrics(loss, logits: np.ndarray, labels: np.ndarray, multi_label: bool) -> dict[str, float]:
-    """The loss over the whole set and the metrics that need no fitted threshold (0.5, argmax).
-
-    Args:
-      logits: `[n, K]`; labels: int `[n]` or multi-hot `[n, K]`.
-    """
-    if not len(labels):
-        raise UserError("No example has the role 'validation'; prepare the data with a validation share.")
-    num_classes = logits.shape[1]
-    target = labels if multi_label else np.eye(num_classes, dtype=np.float32)[labels]
-    value = float(loss.mean(jnp.asarray(logits), jnp.asarray(target, jnp.float32)))
-    if not math.isfinite(value) or not np.isfinite(logits).all():
-        raise UserError("The validation loss is not finite; lower the learning rate.")
-    scores = np.asarray(jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits), np.float64)
-    return {"loss": value} | evaluation_metrics.evaluate(scores, labels, multi_label)
-
-
-@jax.jit
-def _all_finite(tree) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
-
-
-def _memory_bytes() -> int:
-    """Peak memory of the first device, or of this process where the device does not say."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return int(stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"

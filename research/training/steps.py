@@ -1,7 +1,7 @@
 """The pure functions that are compiled: one training step and one evaluation step of one model."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,6 +25,8 @@ class StepParts:
       batch_size, num_classes, multi_label: the global batch B, K, and the kind of targets.
       accumulate: micro-batches per step; B must be a multiple of it.
       ema: decay of the averaged weights, 0 = off.
+      factors: by path, what multiplies the learning rate; 1 where it says nothing.
+      penalties: by path, λ of the penalty λ·Σθ² that joins the gradient.
       batch_sharding: sharding of arrays `[B, …]`, or None on one device.
     """
 
@@ -40,6 +42,8 @@ class StepParts:
     multi_label: bool
     accumulate: int = 1
     ema: float = 0.0
+    factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    penalties: Mapping[str, float] = dataclasses.field(default_factory=dict)
     batch_sharding: Any = None
 
 
@@ -92,7 +96,11 @@ def batch_loss(parts: StepParts, logits: jax.Array, target: jax.Array, valid: ja
 
 
 def _whole(parts: StepParts, state: TrainState, batch, key):
-    """(loss, logits, statistics, gradients) in one forward and backward pass."""
+    """(loss, logits, statistics, gradients) in one forward and backward pass.
+
+    Frozen parameters are constants of the objective: below the lowest trained layer nothing is kept for a backward pass
+    and none is made, and above it XLA drops the frozen layers' kernel gradients, which nobody reads.
+    """
 
     def objective(trainable: Flat):
         logits, stats = _apply(parts, state.params | trainable, state.batch_stats, batch["image"], key)
@@ -193,10 +201,12 @@ def train_step(parts: StepParts, state: TrainState, batch: dict[str, jax.Array],
     batch = prepare_batch(parts, batch, augment_key)
     gradient = _whole if parts.accumulate == 1 else _accumulated
     loss, logits, stats, gradients = gradient(parts, state, batch, dropout_key)
-    norm = optax.global_norm(gradients)
     trainable = {p: state.params[p] for p in parts.trainable}
+    for path in parts.penalties.keys() & trainable.keys():
+        gradients[path] = gradients[path] + 2.0 * parts.penalties[path] * trainable[path]
+    norm = optax.global_norm(gradients)
     updates, opt_state = parts.transformation.update(gradients, state.opt_state, trainable)
-    params = state.params | jax.tree.map(lambda p, u: p - rate * u, trainable, updates)
+    params = state.params | {p: trainable[p] - rate * parts.factors.get(p, 1.0) * u for p, u in updates.items()}
     ema = _average(parts, state, params, stats)
     sums = train_metrics(parts, loss, norm, logits, batch["target"], batch["valid"])
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -209,12 +219,15 @@ def train_step(parts: StepParts, state: TrainState, batch: dict[str, jax.Array],
 
 
 def _average(parts: StepParts, state: TrainState, params: Flat, stats: Flat) -> dict[str, Flat]:
-    """Exponential moving average with TensorFlow's warm-up, decay min(d, (1+t)/(10+t)); running statistics included."""
+    """Exponential moving average with TensorFlow's warm-up, decay min(d, (1+t)/(10+t)); running statistics included.
+
+    Written so that what equals its average (frozen arrays) keeps every bit.
+    """
     if not state.ema:
         return state.ema
     step = state.step.astype(jnp.float32)
     decay = jnp.minimum(parts.ema, (1 + step) / (10 + step))
-    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state.ema, {"params": params, "batch_stats": stats})
+    return jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), state.ema, {"params": params, "batch_stats": stats})
 
 
 def reset_sums(state: TrainState) -> TrainState:

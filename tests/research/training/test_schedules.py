@@ -6,7 +6,6 @@ import pytest
 
 from configs import common
 from input_pipeline.cli import UserError
-from research.training import optimizers
 from research.training.control import Controls
 from research.training.schedules import Length, learning_rate, length_of
 
@@ -62,11 +61,3 @@ def test_plateau_and_early_stopping():
     assert stops == [False, False, False, False, True, False]
     assert controls.best == 0.4 and controls.best_step == 6
 
-
-def test_freeze_patterns():
-    paths = ("backbone/a/kernel", "backbone/b/kernel", "head/kernel")
-    assert optimizers.trainable_paths(paths, ("^backbone/",)) == ("head/kernel",)
-    with pytest.raises(UserError, match="matches no parameter"):
-        optimizers.trainable_paths(paths, ("^bakbone/",))
-    with pytest.raises(UserError, match="leave no parameter"):
-        optimizers.trainable_paths(paths, (".",))

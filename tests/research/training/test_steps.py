@@ -14,24 +14,25 @@ from input_pipeline import augment, normalize
 from research.losses import registry as losses
 from research.models import registry as models
 from research.models.initialize import initialize
-from research.training import optimizers, sharding, state, steps
+from research.training import freezing, optimizers, sharding, state, steps
 
 B, K, SIZE = 12, 3, 16
 
 
 def make(
-    batch_norm=True, loss="softmax_cross_entropy", accumulate=1, ema=0.0, freeze=(), batch_size=B, mesh=None, **aug
-):
+    batch_norm=True, loss="softmax_cross_entropy", accumulate=1, ema=0.0, freeze=(), batch_size=B, mesh=None,
+    optimizer=(), **aug,
+):  # fmt: skip
     """(parts, fresh state) of a tiny network; without BatchNorm it is linear on pooled pixels."""
     multi_label = loss != "softmax_cross_entropy"
-    model = models.create("simple_cnn", num_classes=K, widths=(4, 6), frozen=freeze)
-    if not batch_norm:
-        model = Plain()
+    model = models.create("simple_cnn", num_classes=K, widths=(4, 6)) if batch_norm else Plain()
     variables = initialize(model, jax.random.key(1), SIZE, 3)
-    paths = tuple(state.flatten(variables["params"]))
-    trainable = optimizers.trainable_paths(paths, freeze)
+    layers = freezing.describe(model, SIZE, 3) if batch_norm else freezing.unordered(variables["params"])
+    trainable = freezing.trainable(layers, freeze)
+    if batch_norm:
+        model = model.clone(frozen=freezing.resting_norms(layers, trainable))
     settings = common.default().optimizer
-    settings.name, settings.clip_norm = "adam", 1.0
+    settings.update({"name": "adam", "clip_norm": 1.0} | dict(optimizer))
     transformation = optimizers.direction(settings)
     parts = steps.StepParts(
         model=model,
@@ -46,6 +47,8 @@ def make(
         multi_label=multi_label,
         accumulate=accumulate,
         ema=ema,
+        factors=optimizers.factors(layers, settings),
+        penalties=optimizers.penalties(layers, settings),
         batch_sharding=sharding.over_batch(mesh) if mesh is not None else None,
     )
     return parts, state.create(variables, 0, transformation, trainable, ema > 0, K)
@@ -161,14 +164,57 @@ def test_poisoned_batch_changes_nothing_but_the_counters():
     assert int(healed.skipped) == 1 and int(healed.streak) == 0 and float(healed.sums["steps"]) == 1
 
 
-def test_frozen_parameters_and_statistics_stay():
-    parts, start = make(freeze=("^backbone/",))
-    after = step(parts)(start, batch(), 0.1)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_frozen_parameters_and_statistics_keep_every_bit(accumulate):
+    """20 steps with weight decay, averaging and a frozen backbone; the averages of what is frozen keep theirs too."""
+    parts, start = make(freeze=("backbone",), ema=0.9, accumulate=accumulate, optimizer={"weight_decay": 0.1})
+    after, function = start, step(parts)
+    for number in range(20):
+        after = function(after, batch(seed=number), 0.1)
     moved = {p for p in start.params if not bool((after.params[p] == start.params[p]).all())}
     assert moved == set(parts.trainable) and all(p.startswith("head/") for p in moved)
-    assert all(bool((after.batch_stats[p] == v).all()) for p, v in start.batch_stats.items())
-    shapes = {leaf.shape for leaf in jax.tree.leaves(start.opt_state) if leaf.ndim}
-    assert shapes == {start.params[p].shape for p in parts.trainable}
+    for name, value in start.batch_stats.items():
+        np.testing.assert_array_equal(after.batch_stats[name], value)
+        np.testing.assert_array_equal(after.ema["batch_stats"][name], value)
+    for name in start.params.keys() - moved:
+        np.testing.assert_array_equal(after.ema["params"][name], start.params[name])
+    shapes = [leaf.shape for leaf in jax.tree.leaves(start.opt_state) if leaf.ndim]
+    assert sorted(shapes) == sorted(2 * [start.params[p].shape for p in parts.trainable])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_frozen_layers_have_no_backward_pass(accumulate):
+    """The compiled step saves at least the products of the convolutions that nobody needs, however they are lowered."""
+
+    def flops(freeze) -> float:
+        parts, start = make(freeze=freeze, accumulate=accumulate)
+        return step(parts).lower(start, batch(), 0.1).compile().cost_analysis()["flops"]
+
+    first, second = (2 * 9 * B * 3 * 4 * SIZE**2, 2 * 9 * B * 4 * 6 * (SIZE // 2) ** 2)  # of one pass
+    whole = flops(())
+    assert whole >= 2 * first + 3 * second  # the image needs no gradient
+    assert whole - flops(("backbone",)) >= first + 2 * second
+    assert whole - flops(("block_1_1",)) >= first + second  # its kernel's gradient, and the second's input's
+    assert whole - flops(("block_2_1",)) >= second
+
+
+def test_factors_and_penalties_by_their_formulas():
+    """θ ← θ − rate·factor·(u + decay·θ) with u from the gradient plus 2·λ·θ; plain SGD, so that u is the gradient."""
+    plain = {"name": "sgd", "momentum": 0.0, "clip_norm": 0.0, "weight_decay": 0.02}
+    kernel = "head/logits/kernel"
+    tuned = {"layer_decay": 0.5, "rates": (("head", 3.0), (kernel, 2.0)), "l2": ((kernel, 0.1),)}
+    parts, start = make(optimizer=plain)
+    base = step(parts)(start, batch(), 0.1)
+    parts, start = make(optimizer=plain | tuned)
+    after = step(parts)(start, batch(), 0.1)
+    for path, value in start.params.items():
+        gradient = (value - base.params[path]) / 0.1  # with the decay
+        factor, penalty = 0.5 if "block_2" in path else 0.25, 0.0
+        if path.startswith("head"):
+            factor, penalty = (6.0, 0.1) if path.endswith("kernel") else (3.0, 0.0)
+        expected = value - 0.1 * factor * (gradient + 2 * penalty * value)
+        np.testing.assert_allclose(after.params[path], expected, atol=2e-6, err_msg=path)
+    np.testing.assert_allclose(after.sums["loss"], base.sums["loss"], rtol=1e-6)
 
 
 def test_average_follows_its_formula_and_covers_the_statistics():

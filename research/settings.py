@@ -1,0 +1,64 @@
+"""Which values of a config can no study mean? Each is refused by a sentence that names its key."""
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from input_pipeline import normalize
+from input_pipeline.cli import UserError
+from research.training import optimizers
+
+_CHOICES = {
+    "nonfinite": ("skip", "abort"),
+    "data.split": ("roles", "study"),
+    "data.cache": ("auto", "none", "ram", "device"),
+    "data.resize": ("stretch", "crop"),
+    "data.normalize": ("auto", *normalize.KINDS),
+    "data.sampler": ("uniform", "class_balanced", "repeat_factor"),
+    "evaluation.tta": ("none", "flips", "dihedral"),
+    "evaluation.thresholds": ("fixed", "per_class_f1", "grid"),
+    "model.head_pool": ("average", "max", "flatten"),
+    "model.head_dropout_at": ("every", "first", "last"),
+    "schedule.name": ("constant", "cosine", "one_cycle"),
+    "loss.class_weights": ("none", "balanced", "effective"),
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuses impossible numbers and unknown choices.
+
+    Raises:
+      UserError: names the first one.
+    """
+    positive = {
+        "batch_size": config.batch_size,
+        "image_size": config.image_size,
+        "optimizer.accumulate": config.optimizer.accumulate,
+        "optimizer.learning_rate": config.optimizer.learning_rate,
+    }
+    for i, phase in enumerate(config.phases):
+        positive[f"phases[{i}].learning_rate"] = phase.get("learning_rate", 1.0)
+    for name, value in positive.items():
+        if not value > 0 or not np.isfinite(value):
+            raise UserError(f"config.{name} is {value}; it must be a positive number.")
+    shares = {
+        "optimizer.ema": config.optimizer.ema,
+        "schedule.final": config.schedule.final,
+        "model.head_dropout": config.model.head_dropout,
+    }
+    for name, value in shares.items():
+        if not 0 <= value < 1:
+            raise UserError(f"config.{name} is {value}; it must be at least 0 and below 1.")
+    if not 0 < config.optimizer.layer_decay <= 1:
+        raise UserError(
+            f"config.optimizer.layer_decay is {config.optimizer.layer_decay}; it must be above 0 and at most 1 (off)."
+        )
+    for name in ("rates", "l2"):
+        optimizers.pairs(config.optimizer[name], f"optimizer.{name}")
+    if config.unfreeze.groups < 0:
+        raise UserError(f"config.unfreeze.groups is {config.unfreeze.groups}; it must be 0 (off) or more.")
+    for name, allowed in _CHOICES.items():
+        value = config
+        for part in name.split("."):
+            value = value[part]
+        if value not in allowed:
+            raise UserError(f"config.{name} is '{value}'; choose one of {', '.join(allowed)}.")
