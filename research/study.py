@@ -20,7 +20,7 @@ from research.report import assemble, tables
 from research.report.writer import MetricWriter
 from research.run_folder import RunFolder
 from research.settings import validate
-from research.training import build, freezing, optimizers, sharding, start_weights
+from research.training import build, compilation, freezing, optimizers, sharding, start_weights
 from research.training.inference import Predictor
 from research.training.loop import Training
 from research.training.phases import freezes, needs_layers, phases
@@ -40,6 +40,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool = False) -> i
     """
     validate(config)
     _check_devices(allow_cpu)
+    compilation.keep_programs()
     stop = StopSignal()
     stop.install()
     dataset = open_data(config, workdir)

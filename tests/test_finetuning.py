@@ -72,9 +72,7 @@ def test_weights_come_in_and_their_preprocessing_is_used_and_recorded(simulated,
     study.announce(config, simulated, [trial], tmp_path)
     assert "Model simple_cnn: the test's file simple_cnn.weights; normalisation caffe" in capsys.readouterr().out
     image = jnp.full((1, 2, 2, 3), 100, jnp.uint8)
-    np.testing.assert_allclose(
-        build.build_normalize(trial)(image)[0, 0, 0], 100 - np.array(CAFFE["mean"]), rtol=1e-6
-    )
+    np.testing.assert_allclose(build.build_normalize(trial)(image)[0, 0, 0], 100 - np.array(CAFFE["mean"]), rtol=1e-6)
     training = train(config, simulated, tmp_path / "run")
     record = json.loads((tmp_path / "run" / "weights.json").read_text())["hpa"]
     assert record["sha256"] == hashlib.sha256(b"weights").hexdigest()

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from research.models.lowering import materialize, on_cpu
+from research.models.lowering import on_cpu
 from research.models.pooling import Padding, Pairs, explicit_padding, window_slices
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -46,8 +46,6 @@ def conv2d(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int], paddi
     pairs = explicit_padding(inputs.shape[1:3], window, strides, padding)
     if window == (1, 1) and pairs == ((0, 0), (0, 0)) and on_cpu():
         return _pointwise(inputs[:, :: strides[0], :: strides[1]], kernel[0, 0])
-    if on_cpu():
-        return _dense(inputs, kernel, strides, pairs)
     return lax.conv_general_dilated(inputs, kernel, strides, pairs, dimension_numbers=_LAYOUT)
 
 
@@ -70,40 +68,17 @@ def depthwise_conv2d(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, i
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _dense(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int], pairs: Pairs) -> jax.Array:
-    return _lax_conv(strides, pairs)(materialize(inputs), kernel)
-
-
-def _lax_conv(strides, pairs):
-    return functools.partial(lax.conv_general_dilated, window_strides=strides, padding=pairs, dimension_numbers=_LAYOUT)
-
-
-def _dense_forward(inputs, kernel, strides, pairs):
-    inputs = materialize(inputs)
-    return _dense(inputs, kernel, strides, pairs), (inputs, kernel)
-
-
-def _dense_backward(strides, pairs, residuals, cotangent):
-    return jax.vjp(_lax_conv(strides, pairs), *residuals)[1](materialize(cotangent))
-
-
-_dense.defvjp(_dense_forward, _dense_backward)
-
-
 @jax.custom_vjp
 def _pointwise(inputs: jax.Array, matrix: jax.Array) -> jax.Array:
-    return lax.dot_general(materialize(inputs), matrix, (((3,), (0,)), ((), ())))
+    return lax.dot_general(inputs, matrix, (((3,), (0,)), ((), ())))
 
 
 def _pointwise_forward(inputs, matrix):
-    inputs = materialize(inputs)
     return _pointwise(inputs, matrix), (inputs, matrix)
 
 
 def _pointwise_backward(residuals, cotangent):
     inputs, matrix = residuals
-    cotangent = materialize(cotangent)
     inputs_bar = lax.dot_general(cotangent, matrix, (((3,), (1,)), ((), ())))
     # Over flat pixels: with three axes to sum over, XLA first transposes an operand.
     flat = (values.reshape(-1, values.shape[-1]) for values in (inputs, cotangent))
@@ -119,13 +94,11 @@ def _depthwise(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int], p
 
 
 def _depthwise_forward(inputs, kernel, strides, pairs):
-    inputs = materialize(inputs)
     return _depthwise(inputs, kernel, strides, pairs), (inputs, kernel)
 
 
 def _depthwise_backward(strides, pairs, residuals, cotangent):
     inputs, kernel = residuals
-    cotangent = materialize(cotangent)
     inputs_bar = _depthwise_inputs_bar(kernel, cotangent, inputs.shape[1:3], strides, pairs)
     return inputs_bar, _depthwise_kernel_bar(inputs, cotangent, kernel, strides, pairs)
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from research.models.initializers import ones, zeros
-from research.models.lowering import materialize
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "none": lambda values: values,
@@ -64,17 +63,15 @@ def normalize_batch(
 
 
 def _normalize_batch_forward(inputs, scale, bias, epsilon, activation):
-    inputs = materialize(inputs)
     mean, variance = _statistics(inputs)
     inverse = jax.lax.rsqrt(variance + epsilon)
-    outputs = materialize(_affine(inputs, mean, scale * inverse, bias, activation))
+    outputs = _affine(inputs, mean, scale * inverse, bias, activation)
     return (outputs, mean, variance), (inputs, scale, bias, mean, inverse)
 
 
 def _normalize_batch_backward(activation, residuals, cotangents):
     inputs, scale, bias, mean, inverse = residuals
     output_bar, mean_bar, variance_bar = cotangents
-    output_bar = materialize(output_bar)
     axes = tuple(range(inputs.ndim - 1))
     count = inputs.size // inputs.shape[-1]
     factor = scale * inverse

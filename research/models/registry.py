@@ -28,8 +28,8 @@ FAMILIES = (
     "research.models.xception",
 )
 
-# From the paths of the modules that own variables, in the order of their calls ("backbone/layer1_0/conv1", "head/logits"),
-# to their names in another library ("layer1.0.conv1", "fc"); modules that the library does not have are left out.
+# From the paths of the modules that own variables, in the order of their calls ("backbone/layer1_0/conv1",
+# "head/logits"), to their names in another library ("layer1.0.conv1", "fc"); modules that the library does not have are left out.
 Names = Callable[[Sequence[str]], dict[str, str]]
 
 
@@ -66,9 +66,9 @@ def register(
 ) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
     """Decorator: the function builds the backbone `name` from keyword options.
 
-    A backbone is a module that takes images `[B, H, W, C]` and `train` and gives features `[B, F]` and a dict of feature
-    maps, the last of which is the one that the features are pooled from. If the function has an option `variant`, its
-    annotation is a `Literal` of the variants and its default is the first of them.
+    A backbone is a module that takes images `[B, H, W, C]` and `train` and gives features `[B, F]` and a dict of
+    feature maps, the last of which is the one that the features are pooled from. If the function has an option
+    `variant`, its annotation is a `Literal` of the variants and its default is the first of them.
 
     Args:
       name: of the model, in lower case with underscores.

@@ -15,8 +15,8 @@ def keep_programs() -> pathlib.Path | None:
     """Turns JAX's persistent compilation cache on, unless the environment already says where it is.
 
     The folder is `$XDG_CACHE_HOME/research-jax/<machine>` (`~/.cache/...` without it). JAX's keys name versions and
-    accelerators but not the processor, whose instructions a program for CPU uses: the machines of a cluster that share a
-    home folder need a folder for each kind of processor.
+    accelerators but not the processor, whose instructions a program for CPU uses: the machines of a cluster that
+    share a home folder need a folder for each kind of processor.
 
     Returns:
       The folder; None where none can be written, and then every launch compiles.

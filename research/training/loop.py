@@ -20,7 +20,6 @@ from absl import logging
 from input_pipeline.cli import UserError
 from input_pipeline.loader import stage, train_batches
 from input_pipeline.sampling import Sampler
-from research.models import lowering
 from research.models.initialize import count_parameters, initialize
 from research.report.writer import JsonlLog, MetricWriter
 from research.training import (
@@ -271,8 +270,7 @@ class Training:
         def step(current, batch, rate, images):
             return steps.train_step(parts, current, inference.gather(batch, images), rate)
 
-        options = lowering.compiler_options()
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=self.shardings, compiler_options=options)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=self.shardings)
         self.train_step = self.stop.interruptible(lambda: jitted.lower(self.state, batch, rate, self.images).compile())
         if first and self.meta["phase"] == 0:
             self._show_batch(parts, batch)

@@ -15,15 +15,12 @@ check for non-finite gradients, on a batch that stays on the device (random, wit
   `0, 1, ...` modulo the classes) and first weights (`--weights`) they should be that library's.
 """
 
-import time
-
-_IMPORTED = time.time()
-
 import argparse
 import json
 import os
 import resource
 import statistics
+import time
 
 import jax
 import jax.numpy as jnp
@@ -32,15 +29,16 @@ import optax
 
 from input_pipeline import augment, cli
 from research.losses import registry as losses
-from research.models import lowering, pretrained, registry
+from research.models import pretrained, registry
 from research.models.initialize import initialize
 from research.training import freezing, state, steps
 
 COUNTED = 5
+_IMPORTED = time.time()
 
 
 def launched() -> float:
-    """When the process was started, in seconds since the epoch; on other systems than Linux, when Python was."""
+    """When the process was started, in seconds since the epoch; elsewhere than on Linux, when the imports were done."""
     try:
         with open("/proc/self/stat") as file:
             ticks = int(file.read().rpartition(")")[2].split()[19])
@@ -113,7 +111,6 @@ def measure(arguments: argparse.Namespace) -> dict:
     step = jax.jit(
         lambda current, batch, rate: steps.train_step(parts, current, batch, rate),
         donate_argnums=0,
-        compiler_options=lowering.compiler_options(),
     )
     traced = step.lower(current, batch, rate)
     marks["trace"] = time.time()

@@ -1,1 +1,1 @@
-"""Training steps of other libraries. Each file is run by that library's own Python and imports nothing of the project."""
+"""Training steps of other libraries; each file is run by that library's own Python and imports nothing from here."""

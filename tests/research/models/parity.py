@@ -8,9 +8,9 @@ image's logits divided by that image's largest logit, and both numbers of parame
 that the table already holds are not made again. The last lines are the table in Markdown; the exit status is 1 if an
 error exceeds 1e-4 or a number of parameters differs.
 
-"random" weights are a library's initial ones with random statistics in every BatchNorm; "calibrated" ones keep the scale
-of the activations, which shows more of what a deep network computes. From these, for one model per family and library, inner feature maps and the gradient with
-respect to the input are compared as well.
+"random" weights are a library's initial ones with random statistics in every BatchNorm; "calibrated" ones keep the
+scale of the activations, which shows more of what a deep network computes. From these, for one model per family and
+library, inner feature maps and the gradient with respect to the input are compared as well.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def compare(model: Model, statistics: str, size: int, file: str, folder: pathlib
         "between_images": f"{float(np.abs(expected[0] - expected[1]).max()) / largest:.1e}",
         "parameters": count_parameters(variables["params"]),
         "their_parameters": theirs["parameters"],
-        "running_statistics": count_parameters(variables["batch_stats"]),
+        "running_statistics": count_parameters(variables.get("batch_stats", {})),
         "their_running_statistics": theirs["statistics"] + constants,
         "maps": maps,
         "gradient": gradient,

@@ -95,9 +95,7 @@ def test_dropout_stands_where_it_is_said(features, where, expected):
     head = Head(num_classes=3, widths=(7, 4), dropout=0.5, dropout_at=where)
     variables = random_variables(head, features)
     inputs = jnp.abs(features) + 1.0
-    _, seen = head.apply(
-        variables, inputs, train=True, rngs={"dropout": jax.random.key(5)}, capture_intermediates=True
-    )
+    _, seen = head.apply(variables, inputs, train=True, rngs={"dropout": jax.random.key(5)}, capture_intermediates=True)
     found = seen["intermediates"]
     dropped = [int(bool((found[name]["__call__"][0] == 0).any())) for name in ("dropout_1", "dropout_2", "dropout")]
     assert dropped == expected

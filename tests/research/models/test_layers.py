@@ -205,3 +205,25 @@ def test_initializers_have_the_moments_of_jax_s(ours, theirs):
         np.testing.assert_allclose(np.std(values), np.std(expected), rtol=0.03)
         np.testing.assert_allclose(np.abs(values).max(), np.abs(expected).max(), rtol=0.25)
         assert abs(float(np.mean(values))) < 0.03 * np.std(expected)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "swish"])
+def test_batch_norm_with_its_activation_equals_the_two_apart(activation, train):
+    _, _, variables = batch_norms(jnp.float32)
+    inputs = 3 * random((4, 5, 3, 5)) + 1
+
+    def apply(layer, x, params):
+        return layer.apply({**variables, "params": params}, x, train=train, mutable=["batch_stats"])[0]
+
+    def apart(x, params):
+        return {"relu": nn.relu, "swish": nn.swish}[activation](apply(BatchNorm(), x, params))
+
+    value = random(inputs.shape, 8)
+    results = [
+        (f(inputs, variables["params"]),)
+        + jax.grad(lambda x, p, f=f: jnp.sum(f(x, p) * value), (0, 1))(inputs, variables["params"])
+        for f in (lambda x, p: apply(BatchNorm(activation=activation), x, p), apart)
+    ]
+    for actual, expected in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * float(jnp.abs(expected).max()))

@@ -1,7 +1,7 @@
 """What do timm and torchvision compute with random weights and statistics?
 
-Runs in an environment of its own (`pip install torch` as CPU build, `pip install --no-deps torchvision timm`, `pip install
-numpy pillow pyyaml safetensors "huggingface_hub<2"`) and imports nothing of this project:
+Runs in an environment of its own (`pip install torch`, the CPU build, `pip install --no-deps torchvision timm`, `pip
+install numpy pillow pyyaml safetensors "huggingface_hub<2"`) and imports nothing of this project:
 
     python torch_reference.py resnet50 --library=timm --sizes=139,128 --formats=safetensors,pth --out=DIR
 

@@ -1,0 +1,152 @@
+"""How fast is a training step beside Keras on JAX and PyTorch with timm, and are the losses theirs? Prints JSON.
+
+    python -m tests.benchmarks.train_step_peers --keras_python=PATH --torch_python=PATH
+        [--models=resnet50,vgg16] [--rounds=3] [--steps=10]
+
+The libraries take turns, each run a process of its own (A B C A B C): the same batch size and image size, SGD with
+momentum 0.9, BatchNorm updating, float32, no dropout. Per model: medians over the rounds of images/s and of processor
+seconds per step, and medians of the ratios within a round; `geometric_mean` is over the models. Batch 16 at 128 px;
+inception_resnet_v2 batch 8 at 139 px.
+
+`loss_difference`: in the first round the peer saves its first weights and its batch, this project starts from them, and
+the largest relative difference over the first five losses is reported; it should be below `LOSS_TOLERANCE`. Rounding
+differs between the libraries and grows from step to step. Where a library has no such model, or its run fails, the
+entry says why and is left out of the means.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+
+MODELS = (
+    "resnet50",
+    "efficientnet_b0",
+    "efficientnet_b4",
+    "inception_resnet_v2",
+    "xception",
+    "densenet169",
+    "vgg16",
+)
+LOSS_TOLERANCE = 1e-3
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PEERS = {"keras": ("keras_step.py", "weights.weights.h5"), "torch": ("torch_step.py", "weights.safetensors")}
+# PyTorch's variant is the one whose padding, epsilon and momentum timm has.
+VARIANTS = {"keras": "keras", "torch": "timm"}
+
+
+def size_of(model: str) -> list[str]:
+    """The flags of batch size and image size."""
+    image, batch = (139, 8) if model == "inception_resnet_v2" else (128, 16)
+    return [f"--image_size={image}", f"--batch_size={batch}"]
+
+
+def run(command: list[str]) -> dict:
+    """The JSON on the last line of a command's output, or {"error": ...}."""
+    # Waiting threads of OpenMP would otherwise take the processor from what else runs, and count as processor time.
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    last = lines[-1] if lines else f"exit status {done.returncode}"
+    return json.loads(last) if done.returncode == 0 and lines else {"error": last}
+
+
+def ours(model: str, steps: int, folder: pathlib.Path | None = None, peer: str = "") -> dict:
+    """A run of this project; from the peer's first weights and batch in `folder` if that is given."""
+    command = [sys.executable, "-m", "tests.benchmarks.train_step", f"--model={model}", f"--steps={steps}"]
+    command += size_of(model)
+    if folder:
+        weights = folder / PEERS[peer][1]
+        command += [f"--input={folder / 'input.npy'}", f"--weights={weights}", f"--variant={VARIANTS[peer]}"]
+    return run(command)
+
+
+def theirs(peer: str, python: str, model: str, steps: int, folder: pathlib.Path | None = None) -> dict:
+    """A run of a peer, which saves its first weights and batch in `folder` if that is given."""
+    script = ROOT / "tests" / "benchmarks" / "peers" / PEERS[peer][0]
+    command = [python, str(script), f"--model={model}", f"--steps={steps}", *size_of(model)]
+    return run(command + ([f"--out={folder}"] if folder else []))
+
+
+def loss_difference(model: str, peer: str, folder: pathlib.Path, expected: dict) -> dict:
+    """The largest relative difference of the first losses from the same start."""
+    if "error" in expected:
+        return expected
+    actual = ours(model, 5, folder, peer)
+    if "error" in actual:
+        return actual
+    pairs = zip(actual["losses"], expected["losses"], strict=False)
+    return {"relative": max(abs(a - b) / max(abs(b), 1e-6) for a, b in pairs), "tolerance": LOSS_TOLERANCE}
+
+
+def summarise(runs: dict[str, list[dict]]) -> dict:
+    """Medians of each library, and of the ratios within a round."""
+    result: dict = {}
+    for name, rounds in runs.items():
+        errors = [values["error"] for values in rounds if "error" in values]
+        if errors:
+            result[name] = {"error": errors[0]}
+            continue
+        keys = ("images_per_second", "processor_seconds", "peak_memory_bytes")
+        result[name] = {key: statistics.median(values[key] for values in rounds) for key in keys}
+    for peer in PEERS:
+        if any("error" in result.get(name, {"error": ""}) for name in ("ours", peer)):
+            continue
+        pairs = list(zip(runs["ours"], runs[peer], strict=True))
+        wall = [mine["images_per_second"] / other["images_per_second"] for mine, other in pairs]
+        processor = [other["processor_seconds"] / mine["processor_seconds"] for mine, other in pairs]
+        result[f"over_{peer}"] = {"wall": statistics.median(wall), "processor": statistics.median(processor)}
+    return result
+
+
+def compare(model: str, pythons: dict[str, str], rounds: int, steps: int) -> dict:
+    """All that is measured of one model."""
+    runs: dict[str, list[dict]] = {name: [] for name in ("ours", *pythons)}
+    losses = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for number in range(rounds):
+            runs["ours"].append(ours(model, steps))
+            for peer, python in pythons.items():
+                folder = pathlib.Path(scratch) / peer if number == 0 else None
+                runs[peer].append(theirs(peer, python, model, steps, folder))
+        for peer in pythons:
+            losses[peer] = loss_difference(model, peer, pathlib.Path(scratch) / peer, runs[peer][0])
+    return summarise(runs) | {"loss_difference": losses}
+
+
+def geometric_means(models: dict[str, dict]) -> dict:
+    """Over the models that both libraries ran, with their number and the smallest ratio."""
+    result = {}
+    for peer in PEERS:
+        ratios = [entry[f"over_{peer}"]["wall"] for entry in models.values() if f"over_{peer}" in entry]
+        if ratios:
+            mean = math.exp(statistics.fmean(map(math.log, ratios)))
+            result[peer] = {"geometric_mean": mean, "smallest": min(ratios), "models": len(ratios)}
+    return result
+
+
+def main() -> None:
+    """Prints a line per model to stderr and the whole as JSON to stdout."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keras_python")
+    parser.add_argument("--torch_python")
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10)
+    arguments = parser.parse_args()
+    given = {"keras": arguments.keras_python, "torch": arguments.torch_python}
+    pythons = {peer: python for peer, python in given.items() if python}
+    models = {}
+    for model in arguments.models.split(","):
+        entry = models[model] = compare(model, pythons, arguments.rounds, arguments.steps)
+        print(model, json.dumps(entry), file=sys.stderr, flush=True)
+    print(json.dumps({"models": models, "means": geometric_means(models)}))
+
+
+if __name__ == "__main__":
+    main()
