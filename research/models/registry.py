@@ -29,7 +29,8 @@ FAMILIES = (
 )
 
 # From the paths of the modules that own variables, in the order of their calls ("backbone/layer1_0/conv1",
-# "head/logits"), to their names in another library ("layer1.0.conv1", "fc"); modules that the library does not have are left out.
+# "head/logits"), to their names in another library ("layer1.0.conv1", "fc"); modules that the library does not have are
+# left out.
 Names = Callable[[Sequence[str]], dict[str, str]]
 
 
