@@ -53,8 +53,7 @@ class Head(nn.Module):
         """Takes features `[B, F]`, gives float32 logits `[B, K]`."""
         if self.bias_init and len(self.bias_init) != self.num_classes:
             raise cli.UserError(
-                f"head_bias_init has {len(self.bias_init)} values for {self.num_classes} classes; "
-                "give one per class."
+                f"head_bias_init has {len(self.bias_init)} values for {self.num_classes} classes; give one per class."
             )
         outputs = features.astype(self.dtype)
         if self.batch_norm:

@@ -60,4 +60,3 @@ def test_plateau_and_early_stopping():
     assert factors == [1.0, 1.0, 1.0, 0.5, 0.5, 0.3]
     assert stops == [False, False, False, False, True, False]
     assert controls.best == 0.4 and controls.best_step == 6
-

@@ -1,6 +1,6 @@
 """What do PyTorch and Keras themselves write?
 
-`python -m tests.research.models.pretrained.peers` writes the small files in `data/` anew, with whichever of the two
+`python -m tests.research.models.pretrained.peers` writes the small files in `files/` anew, with whichever of the two
 libraries the environment holds, and the numbers that they should be read as.
 """
 
@@ -10,7 +10,7 @@ import pathlib
 
 import numpy as np
 
-DATA = pathlib.Path(__file__).with_name("data")
+DATA = pathlib.Path(__file__).with_name("files")
 
 
 def torch_files() -> None:

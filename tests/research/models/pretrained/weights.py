@@ -12,7 +12,7 @@ from research.models import registry
 from research.models.pretrained import names
 from tests.research.models.reference import formula
 
-DATA = pathlib.Path(__file__).with_name("data")
+DATA = pathlib.Path(__file__).with_name("files")
 
 
 def resnet18_state(classes: int = 1000, channels: int = 3) -> dict[str, np.ndarray]:
