@@ -27,8 +27,8 @@ Pretrained weights, for any preset: --config.model.weights=FILE, or for the comp
         '--config.model.weights=weights/{name}.safetensors'
 
 For a GPU with 24 GB or more: a guess of 3 to 6 hours for the eight trials on the course's 15,389 images, not measured.
-Without weights and data, `comparison,smoke` shows the table on simulated cells: a quarter of an hour on two CPU cores
-(estimated from a busy machine), nearly all of it compilation.
+Without weights and data, `comparison,smoke` shows the table on simulated cells: about 15 minutes of processor time
+(13.4 measured with some programs in the compilation cache), nearly all of it compilation.
 
 Kaggle's public score of the study was 0.209 macro F1, below 0.245 for predicting every label: its test images were
 shuffled against their ids. Submissions are joined by id here.
