@@ -12,6 +12,7 @@ import pytest
 
 from input_pipeline.cli import UserError
 from research import settings, study
+from research.models.call_order import call_order
 from research.training import build, freezing, sharding, start_weights
 from research.training.loop import Training
 from research.training.phases import phases
@@ -164,7 +165,7 @@ def test_a_file_of_weights_for_other_classes(simulated, tmp_path):
 
     model = registry.create("simple_cnn", num_classes=5, widths=(8, 16))
     variables = initialize(model, jax.random.key(7), 24, 3)
-    modules, _ = freezing.call_order(model, 24, 3)
+    modules, _ = call_order(model, 24, 3)
     file = tmp_path / "five.safetensors"
     export(file, registry.find("simple_cnn")[0], "", variables, modules, "own", {"preprocessing": {"kind": "raw"}})
     stretches = ({"steps": 2, "train": ("head",)},)

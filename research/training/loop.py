@@ -20,6 +20,7 @@ from absl import logging
 from input_pipeline.cli import UserError
 from input_pipeline.loader import stage, train_batches
 from input_pipeline.sampling import Sampler
+from research.models.call_order import call_order
 from research.models.initialize import count_parameters, initialize
 from research.report.writer import JsonlLog, MetricWriter
 from research.training import (
@@ -143,7 +144,7 @@ class Training:
         start = self.trial.start
         if start is None:
             return variables
-        modules, _ = freezing.call_order(model, self.config.image_size, self.trial.channels)
+        modules, _ = call_order(model, self.config.image_size, self.trial.channels)
         variables, report = self.stop.interruptible(lambda: start.load(model, variables, modules))
         if jax.process_index() == 0:
             start_weights.write_record(self.folder, self.name, start, report)

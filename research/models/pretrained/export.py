@@ -17,6 +17,7 @@ import numpy as np
 
 from input_pipeline import cli
 from input_pipeline.cli import UserError
+from research.models.call_order import call_order
 from research.models.pretrained import adapt, names, safetensors_files
 from research.models.pretrained.loading import build, plan
 from research.models.registry import Entry
@@ -27,7 +28,7 @@ def torch_arrays(entry: Entry, variant: str, modules: Sequence[str], variables: 
 
     Args:
       variant: of the model; it must be one that timm has.
-      modules: see `names.call_order`.
+      modules: see `research.models.call_order`.
 
     Raises:
       UserError: timm has no such network, or no name for a layer.
@@ -60,7 +61,7 @@ def export(
 
     Args:
       variables: {"params", "batch_stats"}, nested.
-      modules: see `names.call_order`.
+      modules: see `research.models.call_order`.
       library: "timm" or "own".
       metadata: further entries for the file's header, such as "preprocessing" and "options", which readers here use.
 
@@ -93,7 +94,7 @@ def main() -> None:
     metadata = {"options": pretrained.file.metadata.get("options", "{}")}
     if pretrained.preprocessing:
         metadata["preprocessing"] = pretrained.preprocessing
-    modules = names.call_order(model)
+    modules = call_order(model)[0]
     export(arguments.output, pretrained.entry, pretrained.variant, variables, modules, arguments.names, metadata)
     print(f"{arguments.output}: {report['loaded']} arrays of {report['model']} with {arguments.names} names")
 

@@ -14,6 +14,7 @@ from flax.traverse_util import unflatten_dict
 
 from input_pipeline.cli import UserError
 from research.models import registry
+from research.models.call_order import call_order
 from research.models.initialize import initialize
 from research.models.pretrained import formats, hub, matching, names, sources
 from research.models.pretrained.weight_file import WeightFile, refuse
@@ -66,7 +67,7 @@ class Pretrained:
         """The classes of the file's classifier, None without one, and its input channels.
 
         Args:
-          modules: see `names.call_order`.
+          modules: see `research.models.call_order`.
           variables: of the model for any number of classes.
         """
         shapes = _shapes(variables)
@@ -86,7 +87,7 @@ class Pretrained:
           model: a `Classifier` of this entry and variant.
           variables: {"params", "batch_stats"}, arrays or `ShapeDtypeStruct`s, nested; not changed. The head's stay as
             they are where the file's classifier does not fit: another number of classes, or hidden layers.
-          modules: `names.call_order(model)`, where it is known already.
+          modules: `call_order(model)[0]`, where it is known already.
 
         Returns:
           The variables (float32 on the default device; what the file does not hold is passed through) and a report
@@ -98,7 +99,7 @@ class Pretrained:
         """
         flat = names.flatten(variables)
         shapes = _shapes(variables)
-        plan = matching.match(self.entry, self.file, names.call_order(model) if modules is None else modules, shapes)
+        plan = matching.match(self.entry, self.file, call_order(model)[0] if modules is None else modules, shapes)
         filled = matching.fill(plan, self.file, shapes)
         report = {
             "file": str(self.path),
@@ -212,7 +213,7 @@ def _settle(entry: registry.Entry, file: WeightFile) -> str:
         library for library in names.LIBRARIES["torch"] if library in entry.names and library in entry.variants
     ]
     if len({entry.names[library] for library in libraries}) > 1:
-        modules = names.call_order(registry.create(entry.name, num_classes=1, variant=libraries[0]))
+        modules = call_order(registry.create(entry.name, num_classes=1, variant=libraries[0]))[0]
         prefixes = {name.rpartition(".")[0] for name in file.arrays}
         known = {library: len(prefixes & set(entry.names[library](modules).values())) for library in libraries}
         libraries.sort(key=lambda library: -known[library])
@@ -245,7 +246,7 @@ def build(
         return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch, train=False), images)
 
     model = create(classes or 1)
-    modules = names.call_order(model)
+    modules = call_order(model)[0]
     there, channels_there = pretrained.sizes(modules, shapes(model))
     classes, channels = classes or there, channels or channels_there
     if classes is None:

@@ -43,7 +43,7 @@ def match(entry: Entry, file: WeightFile, modules: Sequence[str], shapes: Mappin
     """Finds the arrays of a model's variables.
 
     Args:
-      modules: see `names.call_order`.
+      modules: see `research.models.call_order`.
       shapes: of our variables by name, "params/backbone/conv1/kernel".
 
     Raises:

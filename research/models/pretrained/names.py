@@ -3,10 +3,6 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-import flax.linen as nn
-import jax
-import numpy as np
-
 from research.models.pretrained.weight_file import WeightFile
 from research.models.registry import Entry
 
@@ -17,24 +13,6 @@ LIBRARIES = {"torch": ("timm", "torchvision"), "keras": ("keras",)}
 _KERAS_AUTOMATIC = re.compile(
     r"(conv2d|depthwise_conv2d|separable_conv2d|batch_normalization|normalization|dense)(?:_(\d+))?"
 )
-
-
-def call_order(model: nn.Module) -> tuple[str, ...]:
-    """The paths of a model's modules that own variables ("backbone/conv1"), in the order of their calls."""
-    order: dict[str, None] = {}
-
-    def note(call, args, kwargs, context):
-        if context.method_name == "__call__":
-            order.setdefault("/".join(context.module.path))
-        return call(*args, **kwargs)
-
-    def initialise():
-        return model.init(jax.random.key(0), {"image": np.zeros((1, 224, 224, 3), np.float32)}, train=False)
-
-    with nn.intercept_methods(note):
-        variables = jax.eval_shape(initialise)
-    owners = {owner_and_kind(name)[0] for name in flatten(variables)}
-    return tuple(path for path in order if path in owners)
 
 
 def flatten(variables: Mapping) -> dict:
@@ -58,7 +36,7 @@ def in_file(
 
     Args:
       library: "timm", "torchvision", "keras" or "own".
-      modules: see `call_order`.
+      modules: see `research.models.call_order`.
       variables: names of our variables; those of modules that the library does not have are left out.
     """
     if library == "own":

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from research.models import registry
-from research.models.pretrained import export, names
+from research.models.call_order import call_order
+from research.models.pretrained import export
 from tests.research.models.reference import Case, import_torch, model_and_variables, relative_error
 
 MODELS = (
@@ -31,7 +32,7 @@ def test_timm_loads_what_is_exported(name):
     case = Case("timm", name, 79)
     entry, _ = registry.find(name)
     model, variables = model_and_variables(case)
-    arrays = export.torch_arrays(entry, case.variant, names.call_order(model), variables)
+    arrays = export.torch_arrays(entry, case.variant, call_order(model)[0], variables)
     theirs = timm.create_model(name, num_classes=7).eval()
     result = theirs.load_state_dict({key: torch.tensor(value) for key, value in arrays.items()}, strict=True)
     assert not result.missing_keys and not result.unexpected_keys

@@ -8,8 +8,8 @@ import struct
 import jax
 import numpy as np
 
+from research.models import call_order as calls
 from research.models import registry
-from research.models.pretrained import names
 from tests.research.models.reference import formula
 
 DATA = pathlib.Path(__file__).with_name("files")
@@ -69,8 +69,8 @@ def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray], metadat
 
 @functools.cache
 def call_order(name: str, variant: str = "", **options) -> tuple[str, ...]:
-    """See `names.call_order`; traced once per test session."""
-    return names.call_order(registry.create(name, num_classes=1, variant=variant, **options))
+    """See `research.models.call_order`; traced once per test session."""
+    return calls.call_order(registry.create(name, num_classes=1, variant=variant, **options))[0]
 
 
 def abstract(model, channels: int = 3, size: int = 64) -> dict:
