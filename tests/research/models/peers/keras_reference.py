@@ -6,7 +6,8 @@ Runs in an environment of its own (`pip install keras jax h5py`) and imports not
 
 writes the weights, for every size `input_SIZE.npy` (float32 NHWC) and `logits_SIZE.npy`, with `--layers` also
 `inner_SIZE.npz` (the outputs of these layers, `cotangent` `[K]` and `gradient`: of the sum of logits times `cotangent`
-with respect to the input), and `reference.json` with the numbers of parameters.
+with respect to the input, and `gradient64`, the same in double precision), and `reference.json` with the numbers of
+parameters.
 
 Formats: `weights.h5` and `keras` are Keras 3's own, `h5` is the legacy whole model, `legacy.h5` the legacy file of
 weights alone, which is how the ImageNet weights of `keras.applications` are published. The file is
@@ -17,6 +18,7 @@ import argparse
 import json
 import os
 import pathlib
+from unittest import mock
 
 os.environ["KERAS_BACKEND"] = "jax"
 import h5py  # noqa: E402
@@ -24,6 +26,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+from keras.src.backend.common import dtypes  # noqa: E402
 
 
 def build(name: str, size: int, classes: int):
@@ -73,7 +76,8 @@ def calibrate(model, size: int, generator: np.random.Generator) -> None:
         norm.momentum = momentum
         mean, variance = np.asarray(norm.moving_mean), np.maximum(np.asarray(norm.moving_variance), 1e-3)
         norm.moving_mean.assign(mean + 0.2 * np.sqrt(variance) * generator.normal(size=mean.shape))
-        norm.moving_variance.assign(variance * generator.uniform(0.5, 1.5, variance.shape))
+        # The mean of 1 / factor is below 1: scales above 1 would multiply over dozens of layers.
+        norm.moving_variance.assign(variance * generator.uniform(0.75, 1.75, variance.shape))
 
 
 def images(name: str, batch: int, size: int, generator: np.random.Generator) -> np.ndarray:
@@ -95,13 +99,37 @@ def save(model, formats: list[str], stem: str) -> None:
             model.save(f"{stem}.{kind}")
 
 
+def input_gradient(model, image, cotangent: np.ndarray) -> np.ndarray:
+    return np.asarray(jax.grad(lambda pixels: jnp.sum(model(pixels, training=False) * cotangent))(jnp.asarray(image)))
+
+
 def inner(model, image: np.ndarray, layers: list[str], generator: np.random.Generator) -> dict[str, np.ndarray]:
     """Outputs of layers, and the gradient with respect to the input."""
     maps = keras.Model(model.input, [model.get_layer(layer).output for layer in layers])(image, training=False)
     cotangent = generator.normal(size=model.output.shape[-1]).astype(np.float32)
-    gradient = jax.grad(lambda pixels: jnp.sum(model(pixels, training=False) * cotangent))(jnp.asarray(image))
     kept = {layer: np.asarray(values) for layer, values in zip(layers, maps, strict=True)}
-    return {**kept, "cotangent": cotangent, "gradient": np.asarray(gradient)}
+    return {**kept, "cotangent": cotangent, "gradient": input_gradient(model, image, cotangent)}
+
+
+def double_gradient(name: str, weights: list[np.ndarray], image: np.ndarray, cotangent: np.ndarray) -> np.ndarray:
+    """The gradient with respect to the input in double precision."""
+    floatx = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    try:
+        # On JAX, Keras takes float64 for float32 in many operations, BatchNorm among them.
+        with jax.enable_x64(True), mock.patch.dict(dtypes.BIT64_TO_BIT32_DTYPE, {"float64": "float64"}):
+            model = build(name, image.shape[1], cotangent.shape[0])
+            set_weights(model, weights)
+            return input_gradient(model, image.astype(np.float64), cotangent.astype(np.float64))
+    finally:
+        keras.config.set_floatx(floatx)
+
+
+def set_weights(model, weights: list[np.ndarray]) -> None:
+    model.set_weights(weights)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
 
 
 def counts(model) -> dict[str, int]:
@@ -143,17 +171,16 @@ def main() -> None:
             weights = model.get_weights()
             save(model, formats, str(folder / (f"weights_{size}" if by_size else "weights")))
         else:
-            model.set_weights(weights)
-            for layer in model.layers:
-                if isinstance(layer, keras.layers.Normalization):
-                    layer.finalize_state()
+            set_weights(model, weights)
         image = images(args.name, args.batch, size, generator)
         logits = np.asarray(model(image, training=False))
         np.save(folder / f"input_{size}.npy", image)
         np.save(folder / f"logits_{size}.npy", logits)
         largest[size], counted[size] = float(np.abs(logits).max()), counts(model)
         if args.layers:
-            np.savez(folder / f"inner_{size}.npz", **inner(model, image, args.layers.split(","), generator))
+            kept = inner(model, image, args.layers.split(","), generator)
+            kept["gradient64"] = double_gradient(args.name, weights, image, kept["cotangent"])
+            np.savez(folder / f"inner_{size}.npz", **kept)
     known = {"library": "keras", "name": args.name, "by_size": counted, "largest_logit": largest}
     (folder / "reference.json").write_text(json.dumps(known))
     print(known)

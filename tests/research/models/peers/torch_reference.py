@@ -7,7 +7,8 @@ install numpy pillow pyyaml safetensors "huggingface_hub<2"`) and imports nothin
 
 writes the weights as `DIR/weights.FORMAT`, for every size `input_SIZE.npy` (float32 NHWC) and `logits_SIZE.npy`, with
 `--layers` also `inner_SIZE.npz` (the outputs of these modules NHWC, `cotangent` `[K]` and `gradient`: of the sum of
-logits times `cotangent` with respect to the input), and `reference.json` with the numbers of parameters.
+logits times `cotangent` with respect to the input, and `gradient64`, the same in double precision), and
+`reference.json` with the numbers of parameters.
 """
 
 import argparse
@@ -70,7 +71,8 @@ def calibrate(model: torch.nn.Module, size: int) -> None:
             norm.momentum = momentum
             norm.running_var.clamp_(min=1e-3)
             norm.running_mean.add_(torch.randn_like(norm.running_mean) * 0.2 * norm.running_var.sqrt())
-            norm.running_var.mul_(torch.rand_like(norm.running_var) + 0.5)
+            # The mean of 1 / factor is below 1: scales above 1 would multiply over dozens of layers.
+            norm.running_var.mul_(torch.rand_like(norm.running_var) + 0.75)
     model.eval()
 
 
@@ -99,8 +101,14 @@ def nhwc(values: torch.Tensor) -> np.ndarray:
     return values.detach().permute(0, 2, 3, 1).contiguous().numpy()
 
 
+def input_gradient(model: torch.nn.Module, image: torch.Tensor, cotangent: torch.Tensor) -> np.ndarray:
+    image = image.clone().requires_grad_(True)
+    (model(image) * cotangent).sum().backward()
+    return nhwc(image.grad)
+
+
 def inner(model: torch.nn.Module, image: torch.Tensor, layers: list[str], seed: int) -> dict[str, np.ndarray]:
-    """Outputs of modules, and the gradient with respect to the input."""
+    """Outputs of modules, and the gradient with respect to the input in single and in double precision."""
     kept, modules = {}, dict(model.named_modules())
 
     def keep(layer):
@@ -110,13 +118,14 @@ def inner(model: torch.nn.Module, image: torch.Tensor, layers: list[str], seed: 
         )
 
     hooks = [keep(layer) for layer in layers]
-    image = image.clone().requires_grad_(True)
     logits = model(image)
-    cotangent = torch.randn(logits.shape[-1], generator=torch.Generator().manual_seed(seed))
-    (logits * cotangent).sum().backward()
     for hook in hooks:
         hook.remove()
-    return {**kept, "cotangent": cotangent.numpy(), "gradient": nhwc(image.grad)}
+    cotangent = torch.randn(logits.shape[-1], generator=torch.Generator().manual_seed(seed))
+    gradient = input_gradient(model, image, cotangent)
+    gradient64 = input_gradient(model.double(), image.double(), cotangent.double())
+    model.float()
+    return {**kept, "cotangent": cotangent.numpy(), "gradient": gradient, "gradient64": gradient64}
 
 
 def main() -> None:
