@@ -75,6 +75,7 @@ def describe(report: dict) -> str:
 
 
 def main() -> None:
+    """Reads the command line, writes the logits."""
     parser = argparse.ArgumentParser(prog="python -m research.models.pretrained", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="name of the model, see research/models")
     parser.add_argument("--weights", required=True, help="file, checkpoint folder or hf://timm/NAME")

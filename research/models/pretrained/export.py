@@ -78,6 +78,7 @@ def export(
 
 
 def main() -> None:
+    """Reads the command line, writes the file."""
     parser = argparse.ArgumentParser(
         prog="python -m research.models.pretrained.export", description=__doc__.splitlines()[0]
     )

@@ -172,6 +172,7 @@ def listing(path: str, spill: str, names: dict[str, str]) -> dict:
 
 
 def main() -> None:
+    """Takes the arrays' names on standard input, answers in JSON."""
     names = json.load(sys.stdin)
     _limit_resources()
     try:

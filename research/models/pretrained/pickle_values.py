@@ -51,6 +51,7 @@ class _Machine:
         return values
 
     def run(self, operation: str, argument: Any) -> None:
+        """Does what one opcode says, to the stack and the memo alone."""
         stack = self.stack
         if operation in _PUSHED:
             stack.append(argument)
