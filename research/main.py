@@ -7,6 +7,11 @@ where it stopped. Exit status: 0 finished, 2 a mistake in command, config or dat
 everything saved.
 """
 
+from research import memory
+
+if __name__ == "__main__":
+    memory.restart_with_huge_pages()
+
 import os
 import pathlib
 import re

@@ -70,7 +70,7 @@ def create(
         key=jax.random.key_data(jax.random.key(seed, impl="threefry2x32")),
         params=params,
         batch_stats=stats,
-        opt_state=transformation.init({p: params[p] for p in trainable}),
+        opt_state=jax.jit(transformation.init)({p: params[p] for p in trainable}),  # one program for all arrays
         # Copies: a donated step may not be given one buffer twice.
         ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if ema else {},
         skipped=jnp.zeros((), jnp.int32),

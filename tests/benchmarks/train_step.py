@@ -15,6 +15,11 @@ check for non-finite gradients, on a batch that stays on the device (random, wit
   `0, 1, ...` modulo the classes) and first weights (`--weights`) they should be that library's.
 """
 
+from research import memory
+
+if __name__ == "__main__":  # as research.main does
+    memory.restart_with_huge_pages()
+
 import argparse
 import json
 import os

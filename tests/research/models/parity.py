@@ -57,11 +57,10 @@ def make_reference(model: Model, statistics: str, folder: pathlib.Path, python: 
         script = "keras_reference.py" if model.library == "keras" else "torch_reference.py"
         arguments = [python, PEERS / script, model.name, f"--out={folder}"]
         arguments += [] if model.library == "keras" else [f"--library={model.library}"]
+        sizes, files = model.rows(statistics)
+        arguments += [f"--sizes={','.join(map(str, sizes))}", f"--formats={','.join(files)}"]
         if statistics == "calibrated":
-            arguments += ["--calibrate", f"--sizes={model.sizes[0]}", f"--formats={model.files[0]}"]
-            arguments += [f"--layers={','.join(model.inner.values())}"] if model.inner else []
-        else:
-            arguments += [f"--sizes={','.join(map(str, model.sizes))}", f"--formats={','.join(model.files)}"]
+            arguments += ["--calibrate"] + ([f"--layers={','.join(model.inner.values())}"] if model.inner else [])
         seed = zlib.crc32(f"{model.key} {statistics}".encode()) % 1000
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         subprocess.run([*map(str, arguments), f"--seed={seed}"], check=True, env=environment, stdout=subprocess.DEVNULL)
@@ -173,9 +172,11 @@ def compare(model: Model, statistics: str, size: int, file: str, folder: pathlib
 
 def rows_of(model: Model) -> list[tuple[str, int, str]]:
     """What is compared for a model: statistics, size and weight file."""
-    rows = [("random", model.sizes[0], file) for file in model.files]
-    rows += [("random", size, model.files[0]) for size in model.sizes[1:]]
-    return [*rows, ("calibrated", model.sizes[0], model.files[0])]
+    rows = []
+    for statistics in model.statistics:
+        sizes, files = model.rows(statistics)
+        rows += [(statistics, sizes[0], file) for file in files] + [(statistics, size, files[0]) for size in sizes[1:]]
+    return rows
 
 
 def identity(row: dict) -> tuple[str, ...]:
