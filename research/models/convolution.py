@@ -31,8 +31,8 @@ from research.models.pooling import Padding, Pairs, explicit_padding, window_sli
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _NONE = ((0, 0), (0, 0))
 _OVER_ROWS = (((0,), (0,)), ((), ()))
-# The windows of a dense kernel's gradient should stay in the cache of all cores. XLA has images of up to so many pixels
-# in its own.
+# The windows of a dense kernel's gradient should stay in the cache of all cores. XLA has the gradient of images of up to
+# so many pixels in its own, and does not lose where many channels become few.
 _WINDOWS_BYTES = 2**21
 _SMALL_IMAGE = 16 * 16
 
@@ -123,7 +123,7 @@ def _dense_forward(inputs, kernel, strides, pairs):
 def _dense_backward(strides, pairs, residuals, cotangent):
     inputs, kernel = residuals
     (inputs_bar,) = jax.vjp(lambda values: _convolve(values, kernel, strides, pairs), inputs)[1](cotangent)
-    if math.prod(cotangent.shape[1:3]) > _SMALL_IMAGE:
+    if math.prod(cotangent.shape[1:3]) > _SMALL_IMAGE and 2 * kernel.shape[3] >= kernel.shape[2]:
         kernel_bar = _dense_kernel_bar(_pad(inputs, pairs), cotangent, kernel, strides)
     elif kernel.shape[1] == 1:
         kernel_bar = _kernel_products(_pad(inputs, pairs), cotangent, kernel, strides).astype(kernel.dtype)
