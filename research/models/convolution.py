@@ -31,8 +31,8 @@ from research.models.pooling import Padding, Pairs, explicit_padding, window_sli
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _NONE = ((0, 0), (0, 0))
 _OVER_ROWS = (((0,), (0,)), ((), ()))
-# The windows of a dense kernel's gradient should stay in the cache of all cores. XLA has the gradient of images of up to
-# so many pixels in its own, and does not lose where many channels become few.
+# The windows of a dense kernel's gradient should stay in the cache of all cores. XLA has the gradient of images of up
+# to so many pixels in its own, and does not lose where many channels become few.
 _WINDOWS_BYTES = 2**21
 _SMALL_IMAGE = 16 * 16
 

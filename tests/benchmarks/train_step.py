@@ -1,7 +1,8 @@
 """How fast is a training step, how long until the first, how much memory does it take? Prints one line of JSON.
 
     python -m tests.benchmarks.train_step --model=resnet50 --image_size=128 --batch_size=16 --steps=20
-        [--dtype=bfloat16] [--classes=1000] [--variant=NAME] [--freeze=LAYERS,...] [--input=X.npy --weights=FILE]
+        [--dtype=bfloat16] [--classes=1000] [--variant=NAME] [--freeze=LAYERS,...]
+        [--input=X.npy --weights=FILE [--disturb]]
 
 It is the step that `research.main` compiles: SGD with momentum 0.9, BatchNorm updating, cross-entropy, metrics and the
 check for non-finite gradients, on a batch that stays on the device (random, with random labels, fixed by `--seed`).
@@ -63,6 +64,8 @@ def make_batch(arguments: argparse.Namespace) -> dict[str, jax.Array]:
     else:
         images = generator.standard_normal((arguments.batch_size, *(arguments.image_size,) * 2, 3), np.float32)
         labels = generator.integers(0, arguments.classes, len(images))
+    if arguments.disturb:
+        images *= 1 + np.finfo(np.float32).eps * generator.choice([-1, 1], images.shape).astype(np.float32)
     return jax.tree.map(
         jnp.asarray, {"image": images, "label": labels.astype(np.int32), "valid": np.ones(len(images), bool)}
     )
@@ -165,6 +168,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--freeze", default="", help="layers as in config.phases[i].freeze, separated by commas")
     parser.add_argument("--learning_rate", type=float, default=0.01)
+    parser.add_argument("--disturb", action="store_true", help="change the pixels by one rounding")
     parser.add_argument("--input")
     parser.add_argument("--weights")
     parser.add_argument("--seed", type=int, default=0)

@@ -2,7 +2,7 @@
 
     KERAS_PYTHON keras_step.py --model=resnet50 --image_size=128 --batch_size=16 --steps=10 [--out=DIR]
 
-Keras's own compiled training step (`model.train_on_batch`): SGD with momentum 0.9 at rate 0.01, BatchNorm updating,
+Keras's own compiled training step (`model.train_on_batch`): SGD with momentum 0.9, BatchNorm updating,
 cross-entropy. `--out` saves the first weights (`weights.weights.h5`) and the batch (`input.npy`, NHWC; its labels are
 0, 1, ... modulo the classes).
 """
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--learning_rate", type=float, default=0.01)
     parser.add_argument("--out")
     arguments = parser.parse_args()
     keras.utils.set_random_seed(0)
@@ -66,7 +67,8 @@ def main() -> None:
         model.save_weights(folder / "weights.weights.h5")
         np.save(folder / "input.npy", images)
     model.compile(
-        keras.optimizers.SGD(0.01, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        keras.optimizers.SGD(arguments.learning_rate, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     seconds, processor, losses = [], [], []
     for _ in range(arguments.steps):

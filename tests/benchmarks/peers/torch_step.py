@@ -3,7 +3,7 @@
     TORCH_PYTHON torch_step.py --model=resnet50 --image_size=128 --batch_size=16 --steps=10 [--out=DIR]
         [--device=cuda --amp --compile]
 
-SGD with momentum 0.9 at rate 0.01, BatchNorm updating, cross-entropy, no dropout. `--out` saves the first weights
+SGD with momentum 0.9, BatchNorm updating, cross-entropy, no dropout. `--out` saves the first weights
 (`weights.safetensors`) and the batch (`input.npy`, NHWC; its labels are 0, 1, ... modulo the classes).
 """
 
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--learning_rate", type=float, default=0.01)
     parser.add_argument("--out")
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -68,7 +69,7 @@ def main() -> None:
     model = model.to(arguments.device, memory_format=torch.channels_last)
     batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(arguments.device, memory_format=torch.channels_last)
     labels = (torch.arange(arguments.batch_size) % arguments.classes).to(arguments.device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=arguments.learning_rate, momentum=0.9)
     forward = torch.compile(model) if arguments.compile else model
     seconds, processor, losses = [], [], []
     for _ in range(arguments.steps):

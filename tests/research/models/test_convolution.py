@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from research.models import convolution
 from research.models.convolution import conv2d, depthwise_conv2d
 from research.models.lowering import lowering_for
 from research.models.pooling import explicit_padding
@@ -21,6 +22,7 @@ SHAPES = [
     ((10, 9), (4, 2), (3, 1)),
     ((11, 8), (2, 3), (3, 3)),
     ((5, 3), (5, 3), (1, 2)),
+    ((9, 4), (7, 1), (1, 1)),
 ]
 PADDINGS = ["same", "valid", 1, ((0, 2), (3, 1))]
 
@@ -76,6 +78,31 @@ def test_equals_lax(depthwise, sizes, window, strides, padding):
     expected = jax.jit(lambda x, k: results(plain(channels if depthwise else 1, strides, padding), x, k))
     actual = jax.jit(lambda x, k: results(lambda a, b: ours(a, b, strides, padding), x, k))
     assert_close(actual(inputs, kernel), expected(inputs, kernel), 1e-5)
+
+
+@pytest.mark.parametrize("rows_together", [1, 4, 23])
+@pytest.mark.parametrize(
+    "window, strides, padding",
+    [((3, 3), (1, 1), "same"), ((3, 3), (1, 1), "valid"), ((5, 2), (1, 1), 2), ((4, 3), (2, 1), "valid")],
+)
+def test_large_images_in_blocks_of_rows(window, strides, padding, rows_together, monkeypatch):
+    """The kernel's gradient comes from blocks that do not always divide the rows; 16 channels are many."""
+    inputs, kernel = random((2, 47, 29, 16)), random((*window, 16, 9), 1)
+    outputs = jax.eval_shape(lambda: conv2d(inputs, kernel, strides, padding)).shape
+    row = 4 * outputs[2] * window[1] * 16
+    monkeypatch.setattr(convolution, "_WINDOWS_BYTES", row * rows_together)
+    expected = jax.jit(lambda x, k: results(plain(1, strides, padding), x, k))(inputs, kernel)
+    actual = jax.jit(lambda x, k: results(lambda a, b: conv2d(a, b, strides, padding), x, k))(inputs, kernel)
+    assert_close(actual, expected, 1e-5)
+
+
+@pytest.mark.parametrize("image", [(7, 7), (19, 23)])
+def test_dense_half_precision_sums_in_float32(image):
+    inputs, kernel = (v.astype(jnp.bfloat16) for v in (random((2, *image, 16)), random((3, 3, 16, 9), 1) / 12))
+    expected = results(plain(1, (1, 1), "same"), inputs.astype(jnp.float32), kernel.astype(jnp.float32))
+    actual = results(lambda x, k: conv2d(x, k, (1, 1), "same"), inputs, kernel)
+    assert all(values.dtype == jnp.bfloat16 for values in actual)
+    assert_close([values.astype(jnp.float32) for values in actual], expected, 3e-2)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
