@@ -116,6 +116,22 @@ def find(name: str) -> tuple[Entry, str]:
     return _ENTRIES[canonical], variant
 
 
+def _options(entry: Entry, variant: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a model's builder, checked, with the variant among them unless it is the default."""
+    if variant and variant not in entry.variants:
+        raise cli.UserError(
+            f"the model {entry.name} has no variant {variant!r}; it has {', '.join(entry.variants) or 'none'}."
+        )
+    options = options | ({"variant": variant} if variant else {})
+    known = inspect.signature(entry.build).parameters
+    if unknown := sorted(set(options) - set(known)):
+        raise cli.UserError(
+            f"the model {entry.name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}, "
+            "and every model has head, head_pool, head_dropout, head_dropout_at, head_batch_norm and head_bias_init."
+        )
+    return options
+
+
 def create(
     name: str,
     *,
@@ -156,19 +172,7 @@ def create(
         raise cli.UserError(
             f"{num_classes} classes with head widths {tuple(head)} make no head; give positive numbers."
         )
-    if variant := variant or implied:
-        if variant not in entry.variants:
-            raise cli.UserError(
-                f"the model {entry.name} has no variant {variant!r}; it has {', '.join(entry.variants) or 'none'}."
-            )
-        options["variant"] = variant
-    known = inspect.signature(entry.build).parameters
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise cli.UserError(
-            f"the model {entry.name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}, "
-            "and every model has head, head_pool, head_dropout, head_dropout_at, head_batch_norm and head_bias_init."
-        )
+    options = _options(entry, variant or implied, options)
     classifier_head = Head(
         num_classes=num_classes,
         widths=tuple(head),

@@ -3,10 +3,10 @@
     python -m tests.benchmarks.train_step_peers --keras_python=PATH --torch_python=PATH
         [--models=resnet50,vgg16] [--rounds=3] [--steps=10]
 
-The libraries take turns, each run a process of its own (A B C A B C): the same batch size and image size, SGD with
-momentum 0.9, BatchNorm updating, float32, no dropout. Per model: medians over the rounds of images/s and of processor
-seconds per step, and medians of the ratios within a round; `geometric_mean` is over the models. Batch 16 at 128 px;
-inception_resnet_v2 batch 8 at 139 px.
+The libraries take turns, each run a process of its own (A B C A B C), this project before each peer in the peer's form
+of the architecture: the same batch size and image size, SGD with momentum 0.9, BatchNorm updating, float32, no dropout.
+Per model and peer: medians over the rounds of images/s and of processor seconds per step, and medians of the ratios
+within a round; `geometric_mean` is over the models. Batch 16 at 128 px; inception_resnet_v2 batch 8 at 139 px.
 
 `loss_difference`: in the first round the peer saves its first weights and its batch, this project starts from them, and
 the relative differences of the first and of the fifth loss are reported; the latter should be below `LOSS_TOLERANCE`.
@@ -16,6 +16,7 @@ has no such model, or its run fails, the entry says why and is left out of the m
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -71,14 +72,18 @@ def theirs(peer: str, python: str, model: str, steps: int, folder: pathlib.Path 
     return run(command + ([f"--out={folder}"] if folder else []))
 
 
+def start_of(peer: str, folder: pathlib.Path) -> list[str]:
+    """The flags of a run from the weights and the batch that the peer left in `folder`."""
+    return [f"--input={folder / 'input.npy'}", f"--weights={folder / PEERS[peer][1]}", f"--variant={VARIANTS[peer]}"]
+
+
 def loss_difference(model: str, peer: str, folder: pathlib.Path, expected: dict) -> dict:
     """Relative differences of losses from the peer's first weights in `folder`."""
-    if "error" in expected:
-        return expected
-    start = [f"--input={folder / 'input.npy'}", f"--weights={folder / PEERS[peer][1]}", f"--variant={VARIANTS[peer]}"]
+    start = start_of(peer, folder)
     actual, disturbed = ours(model, 5, start), ours(model, 5, [*start, "--disturb"])
-    if "error" in actual:
-        return actual
+    for outcome in (expected, actual, disturbed):
+        if "error" in outcome:
+            return outcome
 
     def relative(one: dict, other: dict, index: int) -> float:
         return abs(one["losses"][index] - other["losses"][index]) / abs(other["losses"][index])
@@ -91,46 +96,41 @@ def loss_difference(model: str, peer: str, folder: pathlib.Path, expected: dict)
     }
 
 
-def summarise(runs: dict[str, list[dict]]) -> dict:
-    """Medians of each library, and of the ratios within a round."""
-    result: dict = {}
-    for name, rounds in runs.items():
-        errors = [values["error"] for values in rounds if "error" in values]
-        if errors:
-            result[name] = {"error": errors[0]}
-            continue
-        keys = ("images_per_second", "processor_seconds", "peak_memory_bytes")
-        result[name] = {key: statistics.median(values[key] for values in rounds) for key in keys}
-    for peer in PEERS:
-        if any("error" in result.get(name, {"error": ""}) for name in ("ours", peer)):
-            continue
-        pairs = list(zip(runs["ours"], runs[peer], strict=True))
-        wall = [mine["images_per_second"] / other["images_per_second"] for mine, other in pairs]
-        processor = [other["processor_seconds"] / mine["processor_seconds"] for mine, other in pairs]
-        result[f"over_{peer}"] = {"wall": statistics.median(wall), "processor": statistics.median(processor)}
-    return result
+def summarise(rounds: list[tuple[dict, dict]]) -> dict:
+    """Medians of this project and of a peer, and of the ratios within a round."""
+    for outcome in itertools.chain(*rounds):
+        if "error" in outcome:
+            return outcome
+    keys = ("images_per_second", "processor_seconds", "peak_memory_bytes")
+    result: dict = {
+        name: {key: statistics.median(values[key] for values in runs) for key in keys}
+        for name, runs in zip(("ours", "theirs"), zip(*rounds, strict=True), strict=True)
+    }
+    wall = [mine["images_per_second"] / other["images_per_second"] for mine, other in rounds]
+    processor = [other["processor_seconds"] / mine["processor_seconds"] for mine, other in rounds]
+    return result | {"ratio": statistics.median(wall), "processor_ratio": statistics.median(processor)}
 
 
 def compare(model: str, pythons: dict[str, str], rounds: int, steps: int) -> dict:
-    """All that is measured of one model."""
-    runs: dict[str, list[dict]] = {name: [] for name in ("ours", *pythons)}
-    losses = {}
+    """All that is measured of one model, by peer."""
+    runs: dict[str, list[tuple[dict, dict]]] = {peer: [] for peer in pythons}
     with tempfile.TemporaryDirectory() as scratch:
-        for number in range(rounds):
-            runs["ours"].append(ours(model, steps, []))
-            for peer, python in pythons.items():
-                folder = pathlib.Path(scratch) / peer if number == 0 else None
-                runs[peer].append(theirs(peer, python, model, steps, folder))
-        for peer in pythons:
-            losses[peer] = loss_difference(model, peer, pathlib.Path(scratch) / peer, runs[peer][0])
-    return summarise(runs) | {"loss_difference": losses}
+        for number, (peer, python) in itertools.product(range(rounds), pythons.items()):
+            folder = pathlib.Path(scratch) / peer if number == 0 else None
+            mine = ours(model, steps, [f"--variant={VARIANTS[peer]}"])
+            runs[peer].append((mine, theirs(peer, python, model, steps, folder)))
+        return {
+            peer: summarise(runs[peer])
+            | {"loss_difference": loss_difference(model, peer, pathlib.Path(scratch) / peer, runs[peer][0][1])}
+            for peer in pythons
+        }
 
 
 def geometric_means(models: dict[str, dict]) -> dict:
     """Over the models that both libraries ran, with their number and the smallest ratio."""
     result = {}
     for peer in PEERS:
-        ratios = [entry[f"over_{peer}"]["wall"] for entry in models.values() if f"over_{peer}" in entry]
+        ratios = [entry[peer]["ratio"] for entry in models.values() if "ratio" in entry.get(peer, {})]
         if ratios:
             mean = math.exp(statistics.fmean(map(math.log, ratios)))
             result[peer] = {"geometric_mean": mean, "smallest": min(ratios), "models": len(ratios)}
