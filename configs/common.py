@@ -55,7 +55,14 @@ def default() -> ConfigDict:
     )
     config.search = ConfigDict(
         {
+            # The trials are all combinations of what these give; research/search/trials.py tells how they are written.
             "trials": (),  # named override sets, e.g. ({"name": "fixed", "data.normalize": "fixed"}, …)
+            "sheet": "",  # a .csv or .xlsx with a trial in each row
+            "zip": (),  # (key, values) pairs, their values taken in step
+            "grid": (),  # (key, values) pairs, all combinations, e.g. (("optimizer.learning_rate", (1e-3, 3e-3)),)
+            "random": (),  # (key, distribution) pairs, e.g. (("optimizer.learning_rate", ("log", 1e-4, 1e-1)),)
+            "count": 0,  # of random draws
+            "seed": 0,  # of random draws
             "folds": 0,  # cross-validation by group: fold k is the test of trial k
             "fold_fractions": {"validation": 0.1, "calibration": 0.1},  # of the examples outside the test fold
         }

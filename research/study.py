@@ -19,6 +19,7 @@ from research.models.initialize import count_parameters
 from research.report import assemble, tables
 from research.report.writer import MetricWriter
 from research.run_folder import RunFolder
+from research.search.trials import override_sets
 from research.settings import validate
 from research.training import build, compilation, freezing, optimizers, sharding, start_weights
 from research.training.inference import Predictor
@@ -103,24 +104,25 @@ def open_data(config: ConfigDict, workdir: pathlib.Path) -> Dataset:
 
 
 def expand(config: ConfigDict, dataset: Dataset, records: Mapping[str, dict] | None = None) -> list[build.Trial]:
-    """The trials of a study: every override set of `search.trials`, on every fold of `search.folds`.
+    """The trials of a study: every override set of `config.search`, on every fold of `search.folds`.
 
     `records` is what the run folder says of the weights of trials that have begun.
     """
     trials = []
     starts = start_weights.Starts(records)
-    for number, entry in enumerate(config.search.trials or ({},)):
-        overrides = {k: v for k, v in dict(entry).items() if k != "name"}
+    known = _paths(config.to_dict())
+    for entry in override_sets(config.search):
+        overrides, name = entry.overrides, entry.name or config.study
+        if unknown := sorted(set(overrides) - known):
+            raise UserError(
+                f"the trial {name} sets the unknown key {', '.join(unknown)}; configs/common.py lists all keys."
+            )
         changed = ConfigDict(config.to_dict())
         try:
             changed.update_from_flattened_dict(overrides)
-            known = all(k in _paths(config.to_dict()) for k in overrides)
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"config.search.trials[{number}]: {' '.join(str(error).split())}.") from error
-        if not known:
-            raise UserError(f"config.search.trials[{number}] sets an unknown key; its keys are {sorted(overrides)}.")
+            raise UserError(f"the trial {name}: {' '.join(str(error).split())}.") from error
         validate(changed.lock())
-        name = entry.get("name", config.study if not overrides else f"trial{number}")
         folds = range(changed.search.folds) if changed.search.folds else (None,)
         for fold in folds:
             view = with_roles(changed, dataset, fold)
@@ -129,6 +131,9 @@ def expand(config: ConfigDict, dataset: Dataset, records: Mapping[str, dict] | N
             file_name = build.as_file_name(label)
             start = starts.settle(changed.model, file_name)
             trials.append(build.Trial(file_name, name, own, changed, view, None, None, start=start))
+    if len(names := [trial.name for trial in trials]) > len(set(names)):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"two trials of config.search would be called {twice}; give each a name of its own.")
     return trials
 
 
