@@ -21,8 +21,8 @@ def sentences(found: "Front") -> list[str]:
     """What a person should read first."""
     names = [f"{'highest' if o.maximize else 'lowest'} {o.column}" for o in found.objectives]
     at_knee = zip(found.objectives, found.values[found.knee], strict=True)
-    knee = ", ".join(f"{objective.column} {format_number(value)}" for objective, value in at_knee)
-    reference = ", ".join(format_number(value) for value in found.reference)
+    knee = ", ".join(f"{objective.column} {_show(value)}" for objective, value in at_knee)
+    reference = ", ".join(map(_show, found.reference))
     lines = [
         f"{len(found.rows)} of {int(found.usable.sum())} rows are beaten by no other ({', '.join(names)}).",
         f"Knee: line {found.lines[found.knee]} ({knee}).",
@@ -33,6 +33,10 @@ def sentences(found: "Front") -> list[str]:
         left_out = ", ".join(map(str, found.lines[~found.usable]))
         lines.append(f"Left out, because an objective is not a number: line {left_out}.")
     return lines
+
+
+def _show(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else format_number(value)
 
 
 def _log_note(found: "Front") -> str:
@@ -91,8 +95,8 @@ def draw_parallel(found: "Front", path: pathlib.Path) -> None:
             column = found.values[found.usable, position]
             best, worst = (column.max(), column.min()) if objective.maximize else (column.min(), column.max())
             axes.axvline(position, color=plotting.GREY, linewidth=0.8, zorder=0)
-            axes.text(position, 1.03, format_number(best), ha="center", va="bottom", fontsize=8)
-            axes.text(position, -0.03, format_number(worst), ha="center", va="top", fontsize=8)
+            axes.text(position, 1.03, _show(best), ha="center", va="bottom", fontsize=8)
+            axes.text(position, -0.03, _show(worst), ha="center", va="top", fontsize=8)
         names = [plotting.wrap(o.column, 18) + ("\n(log)" if o.log else "") for o in found.objectives]
         axes.set_xticks(positions, names)
         axes.tick_params(axis="x", pad=14)
