@@ -111,9 +111,11 @@ def expand(config: ConfigDict, dataset: Dataset, records: Mapping[str, dict] | N
     trials = []
     starts = start_weights.Starts(records)
     known = _paths(config.to_dict())
+    options = {key for key in known if key.endswith(".options")}
     for entry in override_sets(config.search):
         overrides, name = entry.overrides, entry.name or config.study
-        if unknown := sorted(set(overrides) - known):
+        # Options belong to a model or a loss, which checks them itself.
+        if unknown := sorted(k for k in overrides if k not in known and k.rpartition(".")[0] not in options):
             raise UserError(
                 f"the trial {name} sets the unknown key {', '.join(unknown)}; configs/common.py lists all keys."
             )

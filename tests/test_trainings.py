@@ -141,6 +141,14 @@ def test_override_sets_become_trials_and_mistakes_are_named(simulated):
     for entry in ({"data.normalise": "fixed"}, {"batch_size": "many"}, {"optimizer.learning_rate": -1.0}):
         with pytest.raises(UserError):
             study.expand(configure(search__trials=(entry,)), simulated)
+    with pytest.raises(UserError, match="would be called a-b; give each a name"):
+        study.expand(configure(search__trials=({"name": "a b", "seed": 1}, {"name": "a-b", "seed": 2})), simulated)
+
+
+def test_override_sets_may_name_options_that_the_config_leaves_out(simulated):
+    trials = [{"model.name": "grid_cnn", "model.options.filters": (4, 8), "model.options.kernels": (3, 3)}]
+    (trial,) = study.expand(configure(search__trials=tuple(trials)), simulated)
+    assert trial.config.model.options.filters == (4, 8)
 
 
 def test_study_split_is_called_leaky(simulated):

@@ -3,21 +3,18 @@
 import itertools
 import math
 import pathlib
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from input_pipeline import plotting
 from input_pipeline.tabular import format_number
 from research.report import markup
-
-if TYPE_CHECKING:
-    from research.search.pareto import Front
+from research.search.front import Front
 
 _WIDTH, _HEIGHT, _MARGIN = 620, 420, 58  # of an interactive plot, in pixels
 
 
-def sentences(found: "Front") -> list[str]:
+def sentences(found: Front) -> list[str]:
     """What a person should read first."""
     names = [f"{'highest' if o.maximize else 'lowest'} {o.column}" for o in found.objectives]
     at_knee = zip(found.objectives, found.values[found.knee], strict=True)
@@ -39,7 +36,7 @@ def _show(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else format_number(value)
 
 
-def _log_note(found: "Front") -> str:
+def _log_note(found: Front) -> str:
     logs = [objective.column for objective in found.objectives if objective.log]
     return f", with log10 of {', '.join(logs)}" if logs else ""
 
@@ -49,7 +46,7 @@ def _label(objective) -> str:
     return f"{objective.column} ({direction}{', log axis' if objective.log else ''})"
 
 
-def draw_front(found: "Front", path: pathlib.Path) -> None:
+def draw_front(found: Front, path: pathlib.Path) -> None:
     """One panel for every pair of objectives: all rows, the front, and its knee."""
     pairs = list(itertools.combinations(range(len(found.objectives)), 2))
     columns = min(3, len(pairs))
@@ -75,7 +72,7 @@ def draw_front(found: "Front", path: pathlib.Path) -> None:
         canvas.legend(*handles, loc="outside lower center", ncols=3)
 
 
-def draw_parallel(found: "Front", path: pathlib.Path) -> None:
+def draw_parallel(found: Front, path: pathlib.Path) -> None:
     """One line per row over the objectives, best at the top; the front is coloured."""
     costs = np.column_stack([o.cost(v) for o, v in zip(found.objectives, found.values[found.usable].T, strict=True)])
     low, high = costs.min(0), costs.max(0)
@@ -106,7 +103,7 @@ def draw_parallel(found: "Front", path: pathlib.Path) -> None:
         canvas.legend(loc="outside lower center", ncols=2)
 
 
-def page(found: "Front", name: str) -> str:
+def page(found: Front, name: str) -> str:
     """The whole page: sentences, a plot for every pair of objectives, the front's rows, all rows."""
     title = f"Front of {name}"
     body = [f"<h1>{markup.text(title)}</h1>\n"]
@@ -120,7 +117,7 @@ def page(found: "Front", name: str) -> str:
     return markup.document(title, "".join(body))
 
 
-def _table(found: "Front", rows: np.ndarray) -> str:
+def _table(found: Front, rows: np.ndarray) -> str:
     columns = {"line": "line"} | {f"c{i}": str(column) for i, column in enumerate(found.table.columns)}
     cells = []
     for row in rows:
@@ -136,7 +133,7 @@ def _number(text: object) -> object:
         return str(text)
 
 
-def _plot(found: "Front", x: int, y: int) -> str:
+def _plot(found: Front, x: int, y: int) -> str:
     """An SVG of two objectives; every point is titled with its row."""
     across, up = _Axis(found, x, _WIDTH), _Axis(found, y, _HEIGHT)
     names = [markup.text(_label(found.objectives[index])) for index in (x, y)]
@@ -168,7 +165,7 @@ def _grid(across: "_Axis", up: "_Axis", names: list[str]) -> str:
     return "".join(parts)
 
 
-def _point(found: "Front", row: int, across: "_Axis", up: "_Axis", on_front: bool) -> str:
+def _point(found: Front, row: int, across: "_Axis", up: "_Axis", on_front: bool) -> str:
     look = f'r="5.5" fill="{plotting.BLUE}"' if on_front else 'r="4" fill="#9A9A9A"'
     lines = [f"line {found.lines[row]}"]
     if row == found.knee:
@@ -183,7 +180,7 @@ def _point(found: "Front", row: int, across: "_Axis", up: "_Axis", on_front: boo
 class _Axis:
     """Where the values of an objective lie along `length` pixels."""
 
-    def __init__(self, found: "Front", index: int, length: int) -> None:
+    def __init__(self, found: Front, index: int, length: int) -> None:
         self.index, self.length, self.log = index, length, found.objectives[index].log
         values = self._scale(found.values[found.usable, index])
         room = 0.06 * (values.max() - values.min()) or 0.5

@@ -10,7 +10,6 @@ which an objective is not a finite number are left out and listed.
 """
 
 import argparse
-import dataclasses
 import json
 import math
 import pathlib
@@ -23,68 +22,7 @@ from input_pipeline import cli
 from input_pipeline.cli import UserError
 from research.search import front as fronts
 from research.search import front_report
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """A column to be minimised or maximised.
-
-    Attributes:
-      column: its name.
-      maximize: whether more is better.
-      log: whether its logarithm counts, in distances, volumes and drawings.
-    """
-
-    column: str
-    maximize: bool
-    log: bool
-
-    def cost(self, values: np.ndarray) -> np.ndarray:
-        """The values as costs: less is better, and equal steps are equally good."""
-        values = np.log10(values) if self.log else np.asarray(values, float)
-        return -values if self.maximize else values
-
-
-@dataclasses.dataclass(frozen=True)
-class Front:
-    """What was found in a table.
-
-    Attributes:
-      table: all rows as texts, in the order of the file.
-      objectives: 2 to 4.
-      lines: line of each row in the file, `[N]`.
-      values: float `[N, M]`, the objectives' columns; NaN where a row has no number.
-      usable: bool `[N]`, rows in which all objectives are finite.
-      rows: indices of the non-dominated rows, in the order of the first objective.
-      knee: index of a row, one of `rows`.
-      reference: the worst point of the hypervolume, in the columns' own units, `[M]`.
-      hypervolume, spacing: see `research.search.front`; over costs, that is with logarithms taken.
-    """
-
-    table: pd.DataFrame
-    objectives: tuple[Objective, ...]
-    lines: np.ndarray
-    values: np.ndarray
-    usable: np.ndarray
-    rows: np.ndarray
-    knee: int
-    reference: np.ndarray
-    hypervolume: float
-    spacing: float
-
-    def summary(self) -> dict:
-        """All but the rows, for JSON."""
-        return {
-            "objectives": [dataclasses.asdict(objective) for objective in self.objectives],
-            "rows": len(self.table),
-            "left_out_lines": self.lines[~self.usable].tolist(),
-            "non_dominated": len(self.rows),
-            "non_dominated_lines": self.lines[self.rows].tolist(),
-            "knee_line": int(self.lines[self.knee]),
-            "hypervolume": self.hypervolume,
-            "reference": self.reference.tolist(),
-            "spacing": None if math.isnan(self.spacing) else self.spacing,
-        }
+from research.search.front import Front, Objective
 
 
 def read_table(path: str) -> tuple[pd.DataFrame, np.ndarray]:

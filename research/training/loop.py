@@ -121,9 +121,10 @@ class Training:
         key = jax.random.key(self.config.seed)
         channels, size = self.trial.channels, self.config.image_size
         model = build.build_model(self.trial)
-        variables = jax.eval_shape(lambda: initialize(model, key, size, channels))
         if step is None:
             variables = self.stop.interruptible(lambda: initialize(model, key, size, channels))
+        else:  # their shapes; the values come from the checkpoint
+            variables = jax.eval_shape(lambda: initialize(model, key, size, channels))
         if self.layers is None:
             known = needs_layers(self.config)
             self.layers = build.build_layers(self.trial) if known else freezing.unordered(variables["params"])
