@@ -63,6 +63,33 @@ def default() -> ConfigDict:
             "random": (),  # (key, distribution) pairs, e.g. (("optimizer.learning_rate", ("log", 1e-4, 1e-1)),)
             "count": 0,  # of random draws
             "seed": 0,  # of random draws
+            "order": "shared",  # of the examples: shared by all trials, or own, by each trial's seed
+            "cohort": 32,  # trials trained together in one program, at most; 1 = each alone
+            "plan": "auto",  # how they are: auto (timed), one by one, unrolled, im2col, map, scan
+            # Instead of lists, or after them, a sampler may choose: tpe, nsga2 or random, from a space of (key,
+            # distribution) pairs written as those of `random`, until there are `budget` settings in all.
+            "sampler": "",
+            "space": (),
+            "budget": 0,
+            "max_parameters": 0,  # larger models are not trained; 0 = no limit
+            # What is to be improved: at most four of "min COLUMN", "max COLUMN", "min log COLUMN" of trials.csv. Empty:
+            # "min log parameters" and "max validation/accuracy" (macro_f1 with several labels).
+            "objectives": (),
+            # Where the trials are kept for several workers: a file (.journal, .db) or postgresql://…, under the name
+            # `study`. Each worker has a workdir of its own, and a name that stays when it is started again.
+            "storage": "",
+            "study": "",  # "" = config.study
+            "worker": "",  # "" = host and workdir
+            "lease_seconds": 120.0,  # silence after which a worker counts as dead and its trials go to others
+            # Successive halving: budget is a share of the steps of training all trials to the end; 1 = off. Rungs lie at
+            # the shares first, first·eta, … up to last of a training; the metric ranks the trials there.
+            "halving": {"budget": 1.0, "eta": 3.0, "first": 1 / 12, "last": 0.25, "metric": "auroc_macro"},
+            # Stop a trial whose optimistic final accuracy a model that is not larger has beaten already: coverage of
+            # the bound on what it may still gain (0 = off), standard error of an accuracy, finished trials needed.
+            "dominance": {"coverage": 0.0, "standard_error": 0.01, "minimum": 8},
+            "confirm_seeds": 0,  # train the members of the front again with so many fresh seeds
+            "extend": 1.0,  # train the members of the front on to so many times their length; 1 = off
+            "latency": False,  # measure how long one image takes, for every finished trial
             "folds": 0,  # cross-validation by group: fold k is the test of trial k
             "fold_fractions": {"validation": 0.1, "calibration": 0.1},  # of the examples outside the test fold
         }

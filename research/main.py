@@ -1,6 +1,6 @@
 """Runs a study: trains its trials, evaluates them and writes the report.
 
-python -m research.main --config=configs/hpa.py [--config.KEY=VALUE …] [--workdir=DIR] [--allow_cpu]
+python -m research.main --config=configs/hpa.py [--config.KEY=VALUE …] [--workdir=DIR] [--allow_cpu] [--dry_run]
 
 The part after a colon chooses presets (configs/hpa.py:simple_cnn,smoke). The same command on the same folder continues
 where it stopped. Exit status: 0 finished, 2 a mistake in command, config or data, 75 stopped by SIGTERM or Ctrl-C with
@@ -26,6 +26,7 @@ from research.training.signals import EXIT_STOPPED, Stopped
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The study: a file of configs/, with presets after a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run folder; default runs/<config name>[-<presets>].")
 _ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU although this machine has an accelerator.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only say which trials would be trained, in which cohorts, how long.")
 
 
 def parse(argv: list[str]) -> None:
@@ -64,7 +65,7 @@ def main() -> int:
     workdir = _WORKDIR.value or "runs/" + "-".join([pathlib.Path(file).stem, *filter(None, presets.split(","))])
     from research import study  # imports JAX; --help and mistakes in flags answer without
 
-    return study.run(_CONFIG.value, pathlib.Path(workdir), allow_cpu=_ALLOW_CPU.value)
+    return study.run(_CONFIG.value, pathlib.Path(workdir), allow_cpu=_ALLOW_CPU.value, dry_run=_DRY_RUN.value)
 
 
 if __name__ == "__main__":

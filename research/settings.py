@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import normalize
 from input_pipeline.cli import UserError
+from research.search import plans
 from research.training import optimizers
 
 _CHOICES = {
@@ -19,6 +20,9 @@ _CHOICES = {
     "model.head_pool": ("average", "max", "flatten"),
     "model.head_dropout_at": ("every", "first", "last"),
     "schedule.name": ("constant", "cosine", "one_cycle"),
+    "search.sampler": ("", "tpe", "nsga2", "random"),
+    "search.order": ("shared", "own"),
+    "search.plan": ("auto", *plans.KINDS),
     "loss.class_weights": ("none", "balanced", "effective"),
 }
 
@@ -32,6 +36,7 @@ def validate(config: ConfigDict) -> None:
     positive = {
         "batch_size": config.batch_size,
         "image_size": config.image_size,
+        "search.cohort": config.search.cohort,
         "optimizer.accumulate": config.optimizer.accumulate,
         "optimizer.learning_rate": config.optimizer.learning_rate,
     }

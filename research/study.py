@@ -1,10 +1,11 @@
 """From a config to trials, their training and predictions, the ledger and the report."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -14,52 +15,68 @@ from input_pipeline import normalize, splits
 from input_pipeline.cli import UserError
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.loader import DecodedCache, fits
-from research.evaluation import predictions
-from research.models.initialize import count_parameters
-from research.report import assemble, tables
-from research.report.writer import MetricWriter
+from research import outcome
+from research.outcome import ROLES, Ledger
+from research.report import assemble
 from research.run_folder import RunFolder
-from research.search.trials import override_sets
+from research.search import preview, stages, sweep
+from research.search.execution import Execution, use_all_cores
+from research.search.trials import OverrideSet, override_sets
 from research.settings import validate
 from research.training import build, compilation, freezing, optimizers, sharding, start_weights
-from research.training.inference import Predictor
 from research.training.loop import Training
 from research.training.phases import freezes, needs_layers, phases
-from research.training.progress import validation_metrics
 from research.training.signals import StopSignal
-from research.training.state import flatten
-
-ROLES = ("validation", "calibration", "test", "unlabelled")
 
 
-def run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool = False) -> int:
+def run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool = False, dry_run: bool = False) -> int:
     """Runs (or continues) the study `config` in `workdir`; returns the exit status.
+
+    With `dry_run` it only says what would be trained, and for how long.
 
     Raises:
       UserError: a mistake in config, data or folder, before anything is trained.
       Stopped: the process was asked to stop; everything is saved.
     """
     validate(config)
+    spread = use_all_cores(config)
     _check_devices(allow_cpu)
-    compilation.keep_programs()
+    programs = compilation.keep_programs()
     stop = StopSignal()
     stop.install()
     dataset = open_data(config, workdir)
-    trials = expand(config, dataset, start_weights.read_records(workdir))
-    for trial in trials:
+    more = functools.partial(expand, config, dataset, start_weights.read_records(workdir))
+    shared_search = sweep.is_sweep(config)
+    trials = [] if shared_search else more()
+    for trial in trials or more(sets=[OverrideSet("", {})]):
         check(trial)
+    mesh = sharding.make_mesh(jax.devices()[:1] if spread else None)
+    shared = SharedImages()
+
+    def attach(trial: build.Trial) -> build.Trial:
+        return shared.attach(trial, mesh)
+
+    if dry_run:
+        preview.show(config, trials, attach, stop)
+        return 0
     folder = RunFolder(workdir, config)
     environment = folder.write_environment()
-    announce(config, dataset, trials, folder.path)
+    announce(config, dataset, trials or more(sets=[OverrideSet("", {})]), folder.path)
     ledger = Ledger(folder.path / "trials.csv", trials)
-    if ledger.finished() and (folder.path / "report" / "metrics.json").exists():
+    report = folder.path / "report" / "metrics.json"
+    if not shared_search and ledger.finished() and report.exists():
         print(f"The study in {workdir} is finished; read {workdir / 'report' / 'index.html'}.")
         return 0
-    mesh = sharding.make_mesh()
-    shared = SharedImages()
-    for trial in trials:
-        if ledger.rows[trial.name]["status"] != "finished":
-            run_trial(shared.attach(trial, mesh), folder.path, mesh, stop, ledger)
+
+    def alone(trial: build.Trial) -> None:
+        run_trial(trial, folder.path, mesh, stop, ledger)
+
+    execution = Execution(config, folder.path, mesh, attach, alone, stop, ledger, programs)
+    if shared_search:
+        trials = sweep.Sweep(config, folder.path, dataset.multi_label, more, check, execution).run()
+    else:
+        execution.run(trials)
+    trials += stages.run(config, trials, execution, folder.path, more, dataset.multi_label)
     assemble.report(folder.path, config, trials, environment, stop)
     print(f"Finished: {workdir / 'report' / 'index.html'}")
     return 0
@@ -103,16 +120,27 @@ def open_data(config: ConfigDict, workdir: pathlib.Path) -> Dataset:
     return open_dataset(prepared)
 
 
-def expand(config: ConfigDict, dataset: Dataset, records: Mapping[str, dict] | None = None) -> list[build.Trial]:
-    """The trials of a study: every override set of `config.search`, on every fold of `search.folds`.
+def expand(
+    config: ConfigDict,
+    dataset: Dataset,
+    records: Mapping[str, dict] | None = None,
+    sets: Sequence[OverrideSet] | None = None,
+    stage: str = "search",
+) -> list[build.Trial]:
+    """The trials of a study: every override set, on every fold of `search.folds`.
 
-    `records` is what the run folder says of the weights of trials that have begun.
+    Args:
+      config: of the study.
+      dataset: with the roles as stored.
+      records: what the run folder says of the weights of trials that have begun.
+      sets: those of `config.search` if None.
+      stage: of the trials; those of "confirm" see the examples in an order of their own.
     """
     trials = []
     starts = start_weights.Starts(records)
     known = _paths(config.to_dict())
     options = {key for key in known if key.endswith(".options")}
-    for entry in override_sets(config.search):
+    for entry in override_sets(config.search) if sets is None else sets:
         overrides, name = entry.overrides, entry.name or config.study
         # Options belong to a model or a loss, which checks them itself.
         if unknown := sorted(k for k in overrides if k not in known and k.rpartition(".")[0] not in options):
@@ -127,12 +155,18 @@ def expand(config: ConfigDict, dataset: Dataset, records: Mapping[str, dict] | N
         validate(changed.lock())
         folds = range(changed.search.folds) if changed.search.folds else (None,)
         for fold in folds:
-            view = with_roles(changed, dataset, fold)
+            view = with_roles(changed, dataset, fold, config.seed)
             label = name if fold is None else f"{name}-fold{fold}"
             own = overrides if fold is None else overrides | {"search.fold": fold}
             file_name = build.as_file_name(label)
             start = starts.settle(changed.model, file_name)
-            trials.append(build.Trial(file_name, name, own, changed, view, None, None, start=start))
+            # All see the examples in one order, so that they differ in nothing but their settings.
+            one_order = config.search.order == "shared" and stage != "confirm"
+            seeds = {"data_seed": config.seed if one_order else changed.seed}
+            setting = entry.setting or name
+            trials.append(
+                build.Trial(file_name, setting, own, changed, view, None, None, start=start, stage=stage, **seeds)
+            )
     if len(names := [trial.name for trial in trials]) > len(set(names)):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"two trials of config.search would be called {twice}; give each a name of its own.")
@@ -146,8 +180,8 @@ def _paths(tree: dict, prefix: str = "") -> set[str]:
     return names
 
 
-def with_roles(config: ConfigDict, dataset: Dataset, fold: int | None) -> Dataset:
-    """The data set with the roles of a fold, of the study's own (leaky) split, or as stored.
+def with_roles(config: ConfigDict, dataset: Dataset, fold: int | None, seed: int) -> Dataset:
+    """The data set with the roles of a fold (dealt by `seed`), of the study's own (leaky) split, or as stored.
 
     Fold k: groups are dealt to folds over all labelled examples; fold k is `test`, `validation` and `calibration` are
     carved from the rest by group.
@@ -164,12 +198,12 @@ def with_roles(config: ConfigDict, dataset: Dataset, fold: int | None) -> Datase
     folds = (
         stored
         if stored.max(initial=-1) + 1 == k
-        else np.asarray(splits.assign_folds(labels, groups, k, config.seed, dataset.multi_label))
+        else np.asarray(splits.assign_folds(labels, groups, k, seed, dataset.multi_label))
     )
     fixed = ["test" if f == fold else None for f in folds]
     fractions = config.search.fold_fractions.to_dict()
     roles = np.array(dataset.roles, dtype=object)
-    roles[where] = splits.assign_roles(labels, groups, fixed, fractions, config.seed, dataset.multi_label)
+    roles[where] = splits.assign_roles(labels, groups, fixed, fractions, seed, dataset.multi_label)
     return dataset.with_roles(roles)
 
 
@@ -253,74 +287,12 @@ class SharedImages:
         return dataclasses.replace(trial, images=self.device_images)
 
 
-class Ledger:
-    """`trials.csv`: one row per trial, rewritten atomically at each change of status."""
-
-    def __init__(self, path: pathlib.Path, trials: list[build.Trial]) -> None:
-        self.path = path
-        known = {row["id"]: row for row in tables.read_trials_csv(path)} if path.exists() else {}
-        fresh = {
-            t.name: {"id": t.name, "status": "waiting", "seed": t.config.seed, "overrides": t.overrides} for t in trials
-        }
-        self.rows = {name: known.get(name, row) for name, row in fresh.items()}
-
-    def finished(self) -> bool:
-        """Whether every trial is."""
-        return all(row["status"] == "finished" for row in self.rows.values())
-
-    def update(self, name: str, **values) -> None:
-        """Changes a row and writes the file."""
-        self.rows[name] |= values
-        if jax.process_index() == 0:
-            tables.write_trials_csv(self.path, self.rows.values())
-
-
 def run_trial(trial: build.Trial, workdir: pathlib.Path, mesh, stop: StopSignal, ledger: Ledger) -> None:
-    """Trains a trial, predicts every role with its best checkpoint, and enters the result in the ledger."""
+    """Trains a trial by itself, predicts every role with its best checkpoint, and enters the result in the ledger."""
     ledger.update(trial.name, status="running")
     start = time.monotonic()
     training = Training(trial, workdir, mesh, stop)
     training.run()
-    best = training.best()
-    predictor = Predictor(trial, mesh, stop, views=trial.config.evaluation.tta)
-    metrics = {}
-    dataset = trial.dataset
-    for role in ROLES:
-        indices = dataset.indices(role)
-        if not len(indices):
-            continue
-        logits = predictor(best.variables, indices)
-        predictions.write(
-            workdir / "predictions" / f"{trial.name}_{role}.csv",
-            [dataset.ids[i] for i in indices],
-            [dataset.groups[i] for i in indices],
-            dataset.labels[indices],
-            logits,
-            dataset.class_names,
-        )
-        if role in ("validation", "test"):
-            loss = build.build_loss(trial)
-            metrics[role] = validation_metrics(loss, logits, dataset.labels[indices], dataset.multi_label)
-    parameters = count_parameters(best.variables["params"])
-    total = sum(leaf.nbytes for tree in best.variables.values() for leaf in tree.values())
-    _write_hparams(trial, workdir, metrics)
-    ledger.update(
-        trial.name,
-        status="finished",
-        parameters=parameters,
-        bytes=int(total),
-        best_step=best.step,
-        steps=best.last_step,
-        state_sha256=best.state_sha256,
-        normalisation=start_weights.in_words(start_weights.preprocessing(trial.config.data, trial.start)),
-        metrics=metrics,
-    )
+    row = outcome.finish(trial, training.best(), training.meta["history"], workdir, mesh, stop)
+    ledger.update(trial.name, status="finished", **row)
     print(f"Trial {trial.name} took {time.monotonic() - start:.0f} s here.", flush=True)
-
-
-def _write_hparams(trial: build.Trial, workdir: pathlib.Path, metrics: dict) -> None:
-    """Enters the trial in TensorBoard's HPARAMS table."""
-    flat = {k: v for k, v in flatten(trial.config.to_dict()).items() if isinstance(v, bool | int | float | str)}
-    writer = MetricWriter(workdir / "tensorboard" / trial.name, active=jax.process_index() == 0)
-    writer.write_hparams(flat, {f"validation/{k}": v for k, v in metrics["validation"].items()})
-    writer.close()

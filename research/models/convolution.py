@@ -14,7 +14,8 @@ for some of them only, so that there
   loop; the gradient of its input likewise, with the flipped kernel; the gradient of its kernel is a loop over rows of
   the image with one accumulator per position. At [16, 32, 32, 144] and 3x3: forward 3 ms instead of 70.
 
-All are equal to `lax.conv_general_dilated` to float tolerance.
+All are equal to `lax.conv_general_dilated` to float tolerance. Several models in one program compute theirs as
+`research.models.member_convolution` says.
 """
 
 import functools
@@ -25,7 +26,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from research.models.lowering import on_cpu
+from research.models import member_convolution
+from research.models.lowering import member_convolutions, on_cpu
 from research.models.pooling import Padding, Pairs, explicit_padding, window_slices
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -52,8 +54,24 @@ def conv2d(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int], paddi
     Raises:
       UserError: the kernel does not fit into the padded image.
     """
+    pairs = explicit_padding(inputs.shape[1:3], kernel.shape[:2], strides, padding)
+    kind = member_convolutions()
+    if kind == "im2col":
+        return member_convolution.im2col(inputs, kernel, strides, pairs)
+    if kind == "unrolled":
+        return member_convolution.unrolled(_bound(_of_one, strides, pairs), inputs, kernel, wide=True)
+    return _of_one(inputs, kernel, strides, pairs)
+
+
+@functools.cache
+def _bound(convolve, strides, pairs):
+    """`convolve` of inputs and kernel, the same function object for the same geometry."""
+    return functools.partial(convolve, strides=strides, pairs=pairs)
+
+
+def _of_one(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int], pairs: Pairs) -> jax.Array:
+    """The convolution of one model."""
     window = kernel.shape[:2]
-    pairs = explicit_padding(inputs.shape[1:3], window, strides, padding)
     if not on_cpu():
         return _convolve(inputs, kernel, strides, pairs)
     if pairs == _NONE and window == (1, 1):
@@ -76,6 +94,13 @@ def depthwise_conv2d(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, i
       `[B, h', w', C]`.
     """
     pairs = explicit_padding(inputs.shape[1:3], kernel.shape[:2], strides, padding)
+    if member_convolutions():
+        return member_convolution.unrolled(_bound(_depthwise_of_one, strides, pairs), inputs, kernel, wide=False)
+    return _depthwise_of_one(inputs, kernel, strides, pairs)
+
+
+def _depthwise_of_one(inputs, kernel, strides, pairs):
+    """The depthwise convolution of one model."""
     if on_cpu():
         return _depthwise(inputs, kernel, strides, pairs)
     return lax.conv_general_dilated(

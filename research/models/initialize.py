@@ -1,5 +1,6 @@
 """How does a model get its first variables, and how large is it?"""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -21,15 +22,15 @@ def initialize(model: nn.Module, key: jax.Array, image_size: int, channels: int)
     Returns:
       `{"params": ..., "batch_stats": ...}`, float32; `batch_stats` is empty for a model without BatchNorm.
     """
-    images = jnp.zeros((1, image_size, image_size, channels))
-
-    # The forward pass inside `init` only gives the shapes: under `jit` XLA removes it as dead code.
-    @jax.jit
-    def draw(key):
-        return drawn_together(lambda: model.init({"params": key}, {"image": images}, train=False), key)
-
-    variables = draw(key)
+    variables = _draw(model, key, image_size, channels)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def _draw(model: nn.Module, key: jax.Array, image_size: int, channels: int) -> dict[str, Any]:
+    # The forward pass inside `init` only gives the shapes: under `jit` XLA removes it as dead code.
+    images = jnp.zeros((1, image_size, image_size, channels))
+    return drawn_together(lambda: model.init({"params": key}, {"image": images}, train=False), key)
 
 
 def count_parameters(params: Any) -> int:

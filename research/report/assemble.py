@@ -12,10 +12,10 @@ from input_pipeline import plotting
 from input_pipeline.cli import atomic_write
 from input_pipeline.loader import eval_batches
 from research.evaluation import baselines, calibration, metrics, predictions, score, thresholds
-from research.report import page, plots, tables
+from research.report import choice, page, plots, tables
+from research.report import search as search_report
 from research.report.writer import MetricWriter, read_jsonl
 from research.training import start_weights
-from research.training.control import MINIMISED
 
 MISTAKES = 10
 _HISTOGRAM_TRAIN = 5000  # images that the histogram baseline is fitted on, at most
@@ -38,10 +38,8 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
       stop: StopSignal, checked between the slow parts.
     """
     ledger = tables.read_trials_csv(folder / "trials.csv")
-    settings = collections.defaultdict(list)
-    for trial in trials:
-        settings[trial.setting].append(trial)
-    chosen = choose(settings, ledger, config.selection)
+    settings = choice.settings_of(trials, ledger)
+    chosen = choice.choose(settings, ledger, config.selection)
     members, evaluation = settings[chosen], config.evaluation
     multi_label = members[0].dataset.multi_label
     scored = score.score(folder, [t.name for t in members], multi_label, evaluation)
@@ -61,6 +59,16 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
         "files": {"trials.csv": "one row per trial", "metrics.jsonl": "loss and metrics by step",
                   "predictions/": "logits by image and role", "tensorboard/": "curves, images, PR curves"},
     }  # fmt: skip
+    search = None
+    if len(settings) > 1:
+        stop.check()
+        context["provenance"]["statements"].append(
+            f"The setting is the best of {len(settings)} by {config.selection} on validation; that flatters its "
+            "figures there, not those of test."
+        )
+        search = search_report.build(folder, ledger, config, multi_label)
+        context["files"] |= search.files
+        settings = choice.compared(settings, chosen, search.members)
     if scored is not None:
         stop.check()
         context |= _scored_parts(folder, config, members, scored, stop, context["figures"])
@@ -69,14 +77,7 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
         context["files"][start_weights.RECORD] = "pretrained weights by trial: file, hash, what was loaded and replaced"
     if submission(folder, config, members):
         context["files"]["submission.csv"] = "labels of the unlabelled images, joined by id"
-    page.write_page(folder, context)
-
-
-def choose(settings: dict, ledger: list[dict], metric: str) -> str:
-    """The setting whose trials have the best mean `metric` on validation; the test role has no say."""
-    values = {row["id"]: row["metrics"]["validation"][metric] for row in ledger}
-    means = {name: float(np.mean([values[t.name] for t in members])) for name, members in settings.items()}
-    return (min if metric in MINIMISED else max)(means, key=means.get)
+    page.write_page(folder, context, search)
 
 
 def warnings_of(config, dataset) -> list[str]:
@@ -145,6 +146,8 @@ def _provenance(config, members, scored) -> dict:
 
 def _training_figures(folder: pathlib.Path, ledger: list[dict], chosen: list[str]) -> list[dict]:
     rows = read_jsonl(folder / "metrics.jsonl")
+    if len(ledger) > choice.MOST:
+        rows = [row for row in rows if row["trial"] in chosen]
     best = {row["id"]: int(row["best_step"]) for row in ledger if row["id"] in chosen}
     first = [row for row in rows if row["trial"] == chosen[0]]
     phases = list(dict.fromkeys((_phase_start(first, row["phase"]), row["phase"]) for row in first))

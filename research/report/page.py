@@ -18,10 +18,12 @@ from input_pipeline.tabular import format_number
 from research.report import markup, tables
 from research.report.context import Context
 from research.report.plots import metric_name
+from research.report.search import Search
 
 LOWER_IS_BETTER = frozenset({"ece", "log_loss"})
 _SECTIONS = {
     "result": "Result",
+    "search": "Search",
     "classes": "Classes",
     "trials": "Trials",
     "training": "Training",
@@ -34,12 +36,13 @@ _SECTIONS = {
 }
 
 
-def write_page(run_dir: str | os.PathLike, context: Mapping[str, Any]) -> pathlib.Path:
+def write_page(run_dir: str | os.PathLike, context: Mapping[str, Any], search: Search | None = None) -> pathlib.Path:
     """Writes `report/metrics.json` and `report/index.html` into the run folder, atomically.
 
     Args:
         run_dir: the run folder; `report/` is created.
         context: see `research.report.context.Context`; NumPy scalars are accepted.
+        search: of a run with several settings; its table of trials takes the place of the plain one.
 
     Returns:
         The path of `index.html`.
@@ -54,11 +57,14 @@ def write_page(run_dir: str | os.PathLike, context: Mapping[str, Any]) -> pathli
     folder = pathlib.Path(run_dir) / "report"
     folder.mkdir(parents=True, exist_ok=True)
     plain = to_json(context)
+    if search is not None:
+        plain["figures"] = [*plain.get("figures", []), *search.figures]
     pictures = [figure["path"] for figure in plain.get("figures", [])]
     pictures += [mistake["image"] for mistake in plain.get("mistakes", [])]
     sizes = {path: _picture_size(folder, path) for path in pictures}
-    cli.atomic_write(folder / "metrics.json", json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    cli.atomic_write(folder / "index.html", markup.document(plain["title"], _body(plain, sizes)))
+    numbers = plain if search is None else plain | {"search": to_json(search.data)}
+    cli.atomic_write(folder / "metrics.json", json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    cli.atomic_write(folder / "index.html", markup.document(plain["title"], _body(plain, sizes, search)))
     return folder / "index.html"
 
 
@@ -87,11 +93,12 @@ def _picture_size(folder: pathlib.Path, path: str) -> tuple[int, int]:
     return struct.unpack(">II", head[16:24])
 
 
-def _body(context: dict[str, Any], sizes: Mapping[str, tuple[int, int]]) -> str:
+def _body(context: dict[str, Any], sizes: Mapping[str, tuple[int, int]], search: Search | None) -> str:
     parts = {
         "result": _result(context),
+        "search": search.html if search else "",
         "classes": _classes(context),
-        "trials": _trials(context),
+        "trials": _folds(context) + (search.trials if search else _trials(context)),
         "calibration": _calibration(context),
         "mistakes": _mistakes(context.get("mistakes", [])),
         "provenance": _provenance(context.get("provenance", {})),
@@ -200,19 +207,22 @@ def _classes(context: Mapping[str, Any]) -> str:
     return markup.table(columns, rows, "Every class; brackets are intervals.")
 
 
-def _trials(context: Mapping[str, Any]) -> str:
-    part = ""
+def _folds(context: Mapping[str, Any]) -> str:
     folds = context.get("folds", [])
-    if folds:
-        metrics = list(dict.fromkeys(name for fold in folds for name in fold["metrics"]))
-        rows = [{**fold, "fold": f"{fold['fold']}", **fold["metrics"]} for fold in folds]
-        columns = {"fold": "fold", **{name: metric_name(name) for name in metrics}, "n_examples": "images",
-                   "n_groups": "groups"}  # fmt: skip
-        columns = {key: name for key, name in columns.items() if any(key in row for row in rows)}
-        part += markup.table(columns, rows, "Each fold's held-out images.")
+    if not folds:
+        return ""
+    metrics = list(dict.fromkeys(name for fold in folds for name in fold["metrics"]))
+    rows = [{**fold, "fold": f"{fold['fold']}", **fold["metrics"]} for fold in folds]
+    columns = {"fold": "fold", **{name: metric_name(name) for name in metrics}, "n_examples": "images",
+               "n_groups": "groups"}  # fmt: skip
+    columns = {key: name for key, name in columns.items() if any(key in row for row in rows)}
+    return markup.table(columns, rows, "Each fold's held-out images.")
+
+
+def _trials(context: Mapping[str, Any]) -> str:
     trials = context.get("trials", [])
     if not trials:
-        return part
+        return ""
     flat = [tables.flatten(row) for row in trials]
     wanted = {metric["name"] for metric in context.get("headline", [])}
     columns = {}
@@ -226,7 +236,7 @@ def _trials(context: Mapping[str, Any]) -> str:
         settings = [f"{key}={value}" for key, value in (trial.get("overrides") or {}).items()]
         row["overrides"] = ", ".join(settings) or "none"
     known = {key: name for key, name in columns.items() if any(row.get(key) is not None for row in flat)}
-    return part + markup.table(known, flat, "Every trial (trials.csv has all columns).", context.get("chosen_trial"))
+    return markup.table(known, flat, "Every trial (trials.csv has all columns).", context.get("chosen_trial"))
 
 
 def _calibration(context: Mapping[str, Any]) -> str:

@@ -109,7 +109,7 @@ def page(found: Front, name: str) -> str:
     body = [f"<h1>{markup.text(title)}</h1>\n"]
     body += [f"<p>{markup.text(sentence)}</p>\n" for sentence in sentences(found)]
     body.append('<p class="soft">Rest the pointer on a point to read its row.</p>\n<div class="figures">\n')
-    body += [_plot(found, x, y) for x, y in itertools.combinations(range(len(found.objectives)), 2)]
+    body += [plot(found, x, y) for x, y in itertools.combinations(range(len(found.objectives)), 2)]
     body.append("</div>\n<h2>Beaten by none</h2>\n")
     body.append(_table(found, found.rows))
     body.append(f"<h2>All rows</h2>\n<details><summary>{len(found.table)} rows</summary>\n")
@@ -133,7 +133,7 @@ def _number(text: object) -> object:
         return str(text)
 
 
-def _plot(found: Front, x: int, y: int) -> str:
+def plot(found: Front, x: int, y: int) -> str:
     """An SVG of two objectives; every point is titled with its row."""
     across, up = _Axis(found, x, _WIDTH), _Axis(found, y, _HEIGHT)
     names = [markup.text(_label(found.objectives[index])) for index in (x, y)]

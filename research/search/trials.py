@@ -27,10 +27,15 @@ from research.search import sheets
 
 @dataclasses.dataclass(frozen=True)
 class OverrideSet:
-    """Keys of the config and their values, and a name for people ("" for what has none)."""
+    """Keys of the config and their values, and a name for people ("" for what has none).
+
+    Attributes:
+      setting: the setting that it trains again, if not its own.
+    """
 
     name: str
     overrides: dict[str, Any]
+    setting: str = ""
 
 
 def override_sets(search) -> list[OverrideSet]:
@@ -42,9 +47,9 @@ def override_sets(search) -> list[OverrideSet]:
     sources = [
         _listed("trials", search.trials),
         _listed("rows", sheets.read_trials(search.sheet)) if search.sheet else [],
-        _zipped(_pairs("zip", search.zip)),
-        _product(_pairs("grid", search.grid)),
-        _drawn(_pairs("random", search.random), search.count, search.seed),
+        _zipped(parse_pairs("zip", search.zip)),
+        _product(parse_pairs("grid", search.grid)),
+        _drawn(parse_pairs("random", search.random), search.count, search.seed),
     ]
     sets = [_merged(parts) for parts in itertools.product(*filter(None, sources))]
     seen: dict[str, OverrideSet] = {}
@@ -75,7 +80,7 @@ def _listed(kind: str, entries: Sequence[Mapping[str, Any]]) -> list[OverrideSet
     return sets
 
 
-def _pairs(source: str, pairs: Sequence) -> list[tuple[str, tuple]]:
+def parse_pairs(source: str, pairs: Sequence) -> list[tuple[str, tuple]]:
     """(key, values) pairs, checked."""
     result = []
     for pair in pairs:
@@ -93,13 +98,13 @@ def _pairs(source: str, pairs: Sequence) -> list[tuple[str, tuple]]:
 
 
 def _named(overrides: dict[str, Any]) -> OverrideSet:
-    return OverrideSet(",".join(f"{key.rpartition('.')[2]}={_short(v)}" for key, v in overrides.items()), overrides)
+    return OverrideSet(",".join(f"{key.rpartition('.')[2]}={short(v)}" for key, v in overrides.items()), overrides)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return "x".join(map(_short, value)) if isinstance(value, list | tuple) else str(value)
+    return "x".join(map(short, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _zipped(pairs: list[tuple[str, tuple]]) -> list[OverrideSet]:
@@ -145,6 +150,6 @@ def _draw(key: str, distribution: tuple, generator: np.random.Generator) -> Any:
         if kind == "integer" and all(isinstance(number, int) for number in numbers):
             return int(generator.integers(low, high, endpoint=True))
     raise UserError(
-        f"config.search.random draws {key} from {distribution!r}; write (\"uniform\", low, high), "
+        f'config.search.random draws {key} from {distribution!r}; write ("uniform", low, high), '
         '("log", low above 0, high), ("integer", low, high) or ("choice", value, …).'
     )

@@ -36,6 +36,8 @@ class Trial:
       statistics: {"mean": [C], "std": [C]} of the training images in 0..1, for `normalize = dataset`; else None.
       images: uint8 `[N, H, W, C]`, the decoded data set on the device, or None.
       start: the pretrained weights that it starts from, or None.
+      data_seed: of the order of the examples and their augmentation, which the trials of a search share.
+      stage: "search", or what comes after it: "confirm" (again with another seed), "extend" (trained on).
     """
 
     name: str
@@ -47,6 +49,8 @@ class Trial:
     statistics: dict | None
     images: jax.Array | None = None
     start: Start | None = None
+    data_seed: int | jax.Array = 0
+    stage: str = "search"
 
     @property
     def train_indices(self) -> np.ndarray:
@@ -132,21 +136,12 @@ def build_parts(trial: Trial, phase: Phase, layers: freezing.Layers, mesh) -> St
             f"config.batch_size {phase.batch_size} must be a multiple of config.optimizer.accumulate "
             f"{config.optimizer.accumulate}; change one of them."
         )
-    weights = None
-    if config.loss.class_weights != "none":
-        weights = jnp.asarray(
-            class_weights.class_weights(
-                trial.dataset.labels[trial.train_indices],
-                trial.num_classes,
-                config.loss.class_weights,
-                config.loss.beta,
-            )
-        )
+    weights = weights_of_classes(trial)
     trained = freezing.trainable(layers, phase.freeze, phase.train)
     return StepParts(
         model=build_model(trial, freezing.resting_norms(layers, trained)),
         loss=build_loss(trial),
-        class_weights=weights,
+        class_weights=None if weights is None else jnp.asarray(weights),
         transformation=optimizers.direction(config.optimizer),
         trainable=trained,
         augment=augment.build(config.data.augment.to_dict()),
@@ -158,8 +153,18 @@ def build_parts(trial: Trial, phase: Phase, layers: freezing.Layers, mesh) -> St
         ema=config.optimizer.ema,
         factors=optimizers.factors(layers, config.optimizer),
         penalties=optimizers.penalties(layers, config.optimizer),
+        data_seed=trial.data_seed,
         batch_sharding=sharding.over_batch(mesh) if mesh.size > 1 else None,
     )
+
+
+def weights_of_classes(trial: Trial) -> np.ndarray | None:
+    """Class weights float32 `[K]` of config.loss, from the training labels; None without any."""
+    loss = trial.config.loss
+    if loss.class_weights == "none":
+        return None
+    labels = trial.dataset.labels[trial.train_indices]
+    return np.asarray(class_weights.class_weights(labels, trial.num_classes, loss.class_weights, loss.beta), np.float32)
 
 
 def as_file_name(name: str) -> str:

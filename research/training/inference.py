@@ -1,6 +1,7 @@
 """Logits of whole roles: every example once, in order, on any number of devices."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -39,21 +40,30 @@ class Predictor:
         Raises:
           Stopped: a stop was asked for.
         """
-        logits = np.zeros((len(indices), self.trial.num_classes), np.float32)
+        return self.of_members([variables], indices)[0]
+
+    def of_members(self, variables: Sequence[dict[str, Flat]], indices: np.ndarray) -> np.ndarray:
+        """As a call for each of M `variables`, reading each batch once: float32 `[M, n, K]`."""
+        logits = np.zeros((len(variables), len(indices), self.trial.num_classes), np.float32)
         batches = eval_batches(**loader_arguments(self.trial, self.mesh), indices=indices, batch_size=self.batch_size)
+        # Moved once, not for each batch.
+        variables = [jax.tree.map(self._on_devices, own) for own in variables]
         done = 0
         for batch in batches:
             self.stop.check()
             image = gather(sharding.put_batch(self.mesh, without_labels(batch)), self.images)["image"]
             if self._compiled is None:
-                lowered = functools.partial(self._function.lower, variables, image)
+                lowered = functools.partial(self._function.lower, variables[0], image)
                 self._compiled = self.stop.interruptible(lambda lowered=lowered: lowered().compile())
-            # Outside of jit, so that the views share one program; they are laid out like the batch.
-            rows = np.asarray(tta_logits(lambda x: self._apply(variables, x), image, self.views))
             count = min(self.batch_size, len(indices) - done)
-            logits[done : done + count] = rows[:count]
+            # Outside of jit, so that the views share one program; they are laid out like the batch.
+            rows = [tta_logits(functools.partial(self._apply, own), image, self.views) for own in variables]
+            logits[:, done : done + count] = np.stack([np.asarray(own)[:count] for own in rows])
             done += count
         return logits
+
+    def _on_devices(self, leaf: jax.Array | np.ndarray) -> jax.Array:
+        return leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, sharding.replicated(self.mesh))
 
     def _apply(self, variables: dict[str, Flat], images: jax.Array) -> jax.Array:
         return self._compiled(variables, jax.device_put(images, sharding.over_batch(self.mesh)))

@@ -20,10 +20,10 @@ from absl import logging
 from input_pipeline.cli import UserError
 from input_pipeline.loader import stage, train_batches
 from input_pipeline.sampling import Sampler
-from research.models.call_order import call_order
-from research.models.initialize import count_parameters, initialize
+from research.models.initialize import count_parameters
 from research.report.writer import JsonlLog, MetricWriter
 from research.training import (
+    begin,
     build,
     freezing,
     inference,
@@ -31,7 +31,6 @@ from research.training import (
     progress,
     schedules,
     sharding,
-    start_weights,
     state,
     steps,
 )
@@ -40,7 +39,7 @@ from research.training.control import Controls
 from research.training.phases import Phase, needs_layers, phases
 from research.training.signals import Clock, Stopped, StopSignal
 
-_STREAK = 20  # steps in a row that are not finite: training has diverged
+STREAK = 20  # steps in a row that are not finite: training has diverged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,52 +116,30 @@ class Training:
             log.close()
             self.writer.close()
 
+    def restore(self) -> None:
+        """Reads the newest undamaged checkpoint."""
+        self._initialize(self.checkpoints.latest())
+
     def _initialize(self, step: int | None) -> None:
-        key = jax.random.key(self.config.seed)
-        channels, size = self.trial.channels, self.config.image_size
-        model = build.build_model(self.trial)
-        if step is None:
-            variables = self.stop.interruptible(lambda: initialize(model, key, size, channels))
-        else:  # their shapes; the values come from the checkpoint
-            variables = jax.eval_shape(lambda: initialize(model, key, size, channels))
+        fresh = step is None
+        # On resume only the shapes count; the values come from the checkpoint.
+        variables = begin.variables(self.trial, self.folder, self.stop) if fresh else begin.shapes(self.trial)
         if self.layers is None:
             known = needs_layers(self.config)
             self.layers = build.build_layers(self.trial) if known else freezing.unordered(variables["params"])
         if step is None:
             count = count_parameters(variables["params"])
             print(f"Model {self.config.model.name}: {count:,} parameters.", flush=True)
-            self._set_state(self._fresh(self._with_weights(model, variables), self.phases[0]))
+            self._set_state(begin.fresh_state(self.trial, self.layers, self.phases[0], variables))
             return
         self._take_meta(step)
         phase = self.phases[min(self.meta["phase"], len(self.phases) - 1)]
-        template = jax.eval_shape(lambda v: self._fresh(v, phase), variables)
+        template = jax.eval_shape(lambda v: begin.fresh_state(self.trial, self.layers, phase, v), variables)
         shardings = sharding.shardings(template, self.mesh, self.config.shard_parameters)
         template = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), template, shardings)
         restored = self.checkpoints.restore(step, state.to_tree(template))
         self._set_state(state.from_tree(template, restored))
         self.saved_step = step
-
-    def _with_weights(self, model, variables):
-        """The variables with the trial's pretrained weights in them, if it has some; records what came in."""
-        start = self.trial.start
-        if start is None:
-            return variables
-        modules, _ = call_order(model, self.config.image_size, self.trial.channels)
-        variables, report = self.stop.interruptible(lambda: start.load(model, variables, modules))
-        if jax.process_index() == 0:
-            start_weights.write_record(self.folder, self.name, start, report)
-        print(f"{self.name}: weights of {start.source}; {start_weights.RECORD} lists what was loaded.", flush=True)
-        return variables
-
-    def _fresh(self, variables, phase: Phase) -> state.TrainState:
-        return state.create(
-            variables,
-            self.config.seed,
-            optimizers.direction(self.config.optimizer),
-            self._trained(phase),
-            self.config.optimizer.ema > 0,
-            self.trial.num_classes,
-        )
 
     def _trained(self, phase: Phase) -> tuple[str, ...]:
         return freezing.trainable(self.layers, phase.freeze, phase.train)
@@ -190,7 +167,7 @@ class Training:
         A best checkpoint that was damaged since is replaced by the last one, aloud.
         """
         if self.state is None:
-            self._initialize(self.checkpoints.latest())
+            self.restore()
         digest, last, best = state.fingerprint(self.state), self._step(), self.controls.best_step
         if best != last:
             if best in self.checkpoints.steps() and not damage(self.checkpoints.folder / str(best)):
@@ -246,7 +223,7 @@ class Training:
     def _batches(self, phase: Phase, first: int):
         """Batches on the devices, from step `first` of a phase on: a pure function of seed, phase and step."""
         data = self.config.data
-        seed = self.config.seed * 1_000_003 + self.meta["phase"]
+        seed = self.trial.data_seed * 1_000_003 + self.meta["phase"]
         sampler = Sampler(data.sampler, self.trial.dataset.labels, self.indices, seed, data.repeat_threshold)
         batches = train_batches(
             **inference.loader_arguments(self.trial, self.mesh),
@@ -310,7 +287,7 @@ class Training:
         )
         if skipped and self.config.nonfinite == "abort":
             raise UserError(f"Loss or gradient was not finite by step {row['step']}; lower the learning rate.")
-        if streak >= _STREAK:
+        if streak >= STREAK:
             raise UserError(
                 f"Training diverged: {streak} steps in a row without a finite loss; lower the learning rate."
             )

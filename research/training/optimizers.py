@@ -7,6 +7,7 @@ parameters multiply there too, so that they work with every optimiser.
 
 import math
 
+import jax
 import optax
 
 from input_pipeline.cli import UserError
@@ -18,11 +19,12 @@ def direction(settings) -> optax.GradientTransformation:
 
     sgd (momentum, Nesterov), adam (Kingma & Ba 2015), amsgrad (Reddi et al. 2018), adamw and decoupled `weight_decay`
     for all of them (Loshchilov & Hutter 2019), lion (Chen et al. 2023), rmsprop. `clip_norm` clips the global norm of
-    the gradient first. The decay is part of u, so a parameter's factor slows both.
+    the gradient first. The decay is part of u, so a parameter's factor slows both. Numbers may be traced; a number 0
+    leaves its part out.
     """
     s = settings
     kinds = {
-        "sgd": lambda: optax.trace(s.momentum, nesterov=s.nesterov) if s.momentum else optax.identity(),
+        "sgd": lambda: optax.trace(s.momentum, nesterov=s.nesterov) if on(s.momentum) else optax.identity(),
         "adam": lambda: optax.scale_by_adam(s.beta1, s.beta2, s.epsilon),
         "adamw": lambda: optax.scale_by_adam(s.beta1, s.beta2, s.epsilon),
         "amsgrad": lambda: optax.scale_by_amsgrad(s.beta1, s.beta2, s.epsilon),
@@ -31,11 +33,16 @@ def direction(settings) -> optax.GradientTransformation:
     }
     if s.name not in kinds:
         raise UserError(f"config.optimizer.name is '{s.name}'; choose one of {', '.join(kinds)}.")
-    parts = [optax.clip_by_global_norm(s.clip_norm)] if s.clip_norm else []
+    parts = [optax.clip_by_global_norm(s.clip_norm)] if on(s.clip_norm) else []
     parts.append(kinds[s.name]())
-    if s.weight_decay:
+    if on(s.weight_decay):
         parts.append(optax.add_decayed_weights(s.weight_decay))
     return optax.chain(*parts)
+
+
+def on(value: float | jax.Array) -> bool:
+    """Whether a part belongs in the program: an array says so, whatever its value."""
+    return isinstance(value, jax.Array) or bool(value)
 
 
 def factors(layers: Layers, settings) -> dict[str, float]:

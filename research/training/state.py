@@ -42,6 +42,10 @@ class TrainState:
         """The variables that evaluation and predictions use: the averaged ones where there are any."""
         return dict(self.ema) or {"params": self.params, "batch_stats": self.batch_stats}
 
+    def with_evaluated(self, variables: dict[str, Flat]) -> "TrainState":
+        """The state whose `evaluated` variables are these."""
+        return self.replace(ema=variables) if self.ema else self.replace(**variables)
+
 
 def flatten(tree) -> Flat:
     """Nested variables to {path: array}."""
@@ -61,16 +65,24 @@ def zero_sums(num_classes: int) -> dict[str, jax.Array]:
 
 
 def create(
-    variables, seed: int, transformation: optax.GradientTransformation, trainable, ema: bool, num_classes: int
+    variables,
+    seed: int,
+    transformation: optax.GradientTransformation,
+    trainable,
+    ema: bool,
+    num_classes: int,
+    opt_state: Any = None,
 ) -> TrainState:
-    """A fresh state from Flax `variables` ({"params", "batch_stats"}, nested)."""
+    """A fresh state from Flax `variables` ({"params", "batch_stats"}, nested), with `opt_state` if there is one."""
     params, stats = flatten(variables["params"]), flatten(variables.get("batch_stats", {}))
+    if opt_state is None:
+        opt_state = jax.jit(transformation.init)({p: params[p] for p in trainable})  # one program for all arrays
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         key=jax.random.key_data(jax.random.key(seed, impl="threefry2x32")),
         params=params,
         batch_stats=stats,
-        opt_state=jax.jit(transformation.init)({p: params[p] for p in trainable}),  # one program for all arrays
+        opt_state=opt_state,
         # Copies: a donated step may not be given one buffer twice.
         ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if ema else {},
         skipped=jnp.zeros((), jnp.int32),

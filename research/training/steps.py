@@ -27,6 +27,7 @@ class StepParts:
       ema: decay of the averaged weights, 0 = off.
       factors: by path, what multiplies the learning rate; 1 where it says nothing.
       penalties: by path, λ of the penalty λ·Σθ² that joins the gradient.
+      data_seed: of the augmentation; the model's own seed, that of dropout, is in its state.
       batch_sharding: sharding of arrays `[B, …]`, or None on one device.
     """
 
@@ -44,6 +45,7 @@ class StepParts:
     ema: float = 0.0
     factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     penalties: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    data_seed: int | jax.Array = 0
     batch_sharding: Any = None
 
 
@@ -196,9 +198,20 @@ def train_step(parts: StepParts, state: TrainState, batch: dict[str, jax.Array],
       batch: arrays as the loader gives them, `[≥B, …]`, padding rows last.
       rate: float32 [], learning rate.
     """
+    batch = prepare_batch(parts, batch, augment_key(parts.data_seed, state.step))
+    return update(parts, state, batch, rate)
+
+
+def augment_key(data_seed: int | jax.Array, step: jax.Array) -> jax.Array:
+    """The key of a step's augmentation: models with one data seed see the same images."""
+    key = jax.random.key(data_seed, impl="threefry2x32")
+    return jax.random.split(jax.random.fold_in(key, step))[0]
+
+
+def update(parts: StepParts, state: TrainState, batch: dict[str, jax.Array], rate: jax.Array) -> TrainState:
+    """The part of `train_step` after `prepare_batch`."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl="threefry2x32"), state.step)
-    augment_key, dropout_key = jax.random.split(key)
-    batch = prepare_batch(parts, batch, augment_key)
+    dropout_key = jax.random.split(key)[1]
     gradient = _whole if parts.accumulate == 1 else _accumulated
     loss, logits, stats, gradients = gradient(parts, state, batch, dropout_key)
     trainable = {p: state.params[p] for p in parts.trainable}

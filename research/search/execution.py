@@ -1,0 +1,273 @@
+"""How does a search go through its trials: together, rung by rung, until nothing is left to learn?"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from input_pipeline.cli import UserError, atomic_write
+from input_pipeline.loader import available_cores
+from research import outcome
+from research.models.initialize import count_parameters
+from research.outcome import Ledger
+from research.search import dominance, halving
+from research.search.cohort import Cohort, group
+from research.search.cohort_training import CohortTraining
+from research.search.planner import Planner
+from research.search.trials import override_sets
+from research.training import begin
+from research.training.build import Trial
+from research.training.control import Controls
+from research.training.loop import Best, Training
+from research.training.phases import phases
+from research.training.signals import StopSignal
+from research.training.state import TrainState
+
+
+def use_all_cores(config: ConfigDict) -> bool:
+    """On CPU makes every core a device, so that members of a cohort train beside each other; before JAX begins.
+
+    Returns:
+      Whether it did: not for a single setting, which uses all cores anyway, nor where the number of devices is given.
+    """
+    given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    given = given or "JAX_NUM_CPU_DEVICES" in os.environ
+    alone = config.search.cohort == 1 or not (config.search.sampler or len(override_sets(config.search)) > 1)
+    if alone or given or available_cores() == 1:
+        return False
+    try:
+        jax.config.update("jax_num_cpu_devices", available_cores())
+    except RuntimeError:  # JAX has begun
+        logging.info("JAX has its devices already; the members of a cohort share them.")
+        return False
+    return jax.default_backend() == "cpu"
+
+
+class Execution:
+    """Trains trials and enters their results in the ledger.
+
+    Args:
+      config: of the study.
+      folder: the run folder.
+      mesh: the devices of a trial that trains alone.
+      attach: gives a trial its images.
+      alone: trains a trial that shares its program with no other.
+      stop: set when the process is asked to stop.
+      ledger: of the run.
+      programs: folder for compiled programs and the planner's choices, or None.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        folder: pathlib.Path,
+        mesh,
+        attach: Callable[[Trial], Trial],
+        alone: Callable[[Trial], None],
+        stop: StopSignal,
+        ledger: Ledger,
+        programs: pathlib.Path | None,
+    ) -> None:
+        self.config, self.folder, self.mesh, self.stop, self.ledger = config, folder, mesh, stop, ledger
+        self.attach, self.alone = attach, alone
+        self.cohorts: list[Cohort] = []
+        self.planner = Planner(folder, config.search.plan, programs)
+
+    def run(self, trials: Sequence[Trial]) -> None:
+        """Trains all trials that are not in the ledger yet, and those only in part.
+
+        Raises:
+          Stopped: a stop was asked for; everything is saved.
+        """
+        cohorts = group(trials, self.config.search.cohort)
+        self.cohorts += cohorts
+        if self.config.search.halving.budget < 1 and trials[0].stage == "search":
+            self._run_rungs(trials, cohorts)
+            return
+        for cohort in cohorts:
+            if all(self.ledger.ended(trial.name) for trial in cohort.trials):
+                continue
+            if self._is_together(cohort):
+                self._run_cohort(cohort)
+            else:
+                self.alone(self.attach(cohort.trials[0]))
+
+    def ending(self, trial: Trial) -> tuple[TrainState, Best, list[dict], Controls]:
+        """Last state, best variables, history and controls of a trial that was trained here."""
+        for cohort in self.cohorts:
+            names = [member.name for member in cohort.trials]
+            if trial.name in names and self._is_together(cohort):
+                training, index = self._open(cohort), names.index(trial.name)
+                member = training.members[index]
+                return training.state_of(index), training.result(index), member.history, member.controls
+        single = Training(trial, self.folder, self.mesh, self.stop)
+        single.restore()
+        last = single.state
+        return last, single.best(), single.meta["history"], single.controls
+
+    def _is_together(self, cohort: Cohort) -> bool:
+        """Whether a cohort is trained as one; a trial that shares with no other has all devices for itself."""
+        return len(cohort.trials) > 1 or self._judges() or self.config.search.halving.budget < 1
+
+    def _judges(self) -> bool:
+        return self.config.search.dominance.coverage > 0
+
+    def _open(self, cohort: Cohort) -> CohortTraining:
+        """A cohort with its images, members as they were saved."""
+        waiting = [trial.name for trial in cohort.trials if not self.ledger.ended(trial.name)]
+        for name in waiting:
+            self.ledger.rows[name] |= {"status": "running"}
+        if waiting:
+            self.ledger.update(waiting[0])
+        together = dataclasses.replace(cohort, trials=tuple(self.attach(trial) for trial in cohort.trials))
+        training = CohortTraining(together, self.folder, self.stop, self.planner.runners)
+        training.begin()
+        return training
+
+    def _run_cohort(self, cohort: Cohort) -> None:
+        start = time.monotonic()
+        training = self._open(cohort)
+        plan = self.planner.choose(training)
+        training.run(plan, judge=self._judge(cohort) if self._judges() else None)
+        self._enter(training, str(plan))
+        seconds = time.monotonic() - start
+        count = len(cohort.trials)
+        print(
+            f"{cohort.name}: {count} trials took {seconds:.0f} s here, {3600 * count / seconds:.0f} an hour.",
+            flush=True,
+        )
+
+    def _enter(self, training: CohortTraining, plan: str) -> None:
+        """Writes predictions and rows of the members that have ended."""
+        for index, trial in enumerate(training.cohort.trials):
+            member = training.members[index]
+            if self.ledger.ended(trial.name) or member.status == "training":
+                continue
+            self.stop.check()
+            row = {"cohort": training.cohort.name, "plan": plan}
+            if member.status == "finished":
+                row |= outcome.finish(trial, training.result(index), member.history, self.folder, self.mesh, self.stop)
+            elif member.status.startswith("stopped"):
+                row |= outcome.stopped(trial, training.result(index), member.history)
+            self.ledger.update(trial.name, status=member.status, **row)
+
+    # Stopping by dominance
+
+    def _judge(self, cohort: Cohort) -> Callable:
+        """Says after each evaluation of a cohort which members a model that is not larger has beaten for good."""
+        settings = self.config.search.dominance
+        rows = [row for row in self.ledger.rows.values() if "parameters" in row and row["cohort"] != cohort.name]
+        logged = _accuracies(self.folder / "metrics.jsonl")
+        sizes = {trial.name: size_of(trial) for trial in cohort.trials}
+        total = phases(self.config, len(cohort.trials[0].train_indices))[0].length.steps
+
+        def judge(step: int, histories: dict[str, list[dict]]) -> dict[str, str]:
+            running = {name: _curve(history, total) for name, history in histories.items()}
+            before = {row["id"]: [(s / row["steps"], a) for s, a in logged.get(row["id"], [])] for row in rows}
+            names = [*before, *running]
+            finished = [row["status"] == "finished" for row in rows] + [False] * len(running)
+            beaten = dominance.beaten(
+                np.array([row["parameters"] for row in rows] + [sizes[name] for name in running]),
+                [(before | running)[name] for name in names],
+                np.array(finished, bool),
+                settings.standard_error,
+                settings.coverage,
+                settings.minimum,
+            )
+            late = {name for name, is_beaten in zip(names, beaten, strict=True) if is_beaten} & running.keys()
+            return {name: f"stopped: beaten at step {step}" for name in late}
+
+        return judge
+
+    # Successive halving
+
+    def _run_rungs(self, trials: Sequence[Trial], cohorts: Sequence[Cohort]) -> None:
+        lengths = {phases(trial.config, len(trial.train_indices))[-1].length.steps for trial in trials}
+        if len(lengths) > 1 or any(len(phases(t.config, len(t.train_indices))) > 1 for t in trials):
+            raise UserError(
+                "successive halving needs trials of one phase and one length; set config.search.halving.budget to 1."
+            )
+        (total,) = lengths
+        settings = self.config.search.halving
+        length = phases(self.config, len(trials[0].train_indices))[0].length
+        every = max(1, length.parse(self.config.evaluate_every, "evaluate_every"))
+        schedule = halving.rungs(
+            total, settings.eta, settings.first, len(trials), settings.budget, settings.last, every
+        )
+        file = self.folder / "rungs.json"
+        decided = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        sizes = {trial.name: size_of(trial) for trial in trials}
+        open_: dict[str, CohortTraining] = {}
+        for number, rung in enumerate([*schedule, None]):
+            if number < len(decided):
+                continue
+            gone = {name: _reason(past) for past in decided for name in set(past["entered"]) - set(past["kept"])}
+            for cohort in cohorts:
+                if all(trial.name in gone or self.ledger.ended(trial.name) for trial in cohort.trials):
+                    continue
+                training = open_.get(cohort.name) or self._open(cohort)
+                open_[cohort.name] = training
+                training.drop(gone)
+                plan = self.planner.choose(training)
+                training.run(plan, until=rung.step if rung else None)
+            if rung:
+                entered = [trial.name for trial in trials if trial.name not in gone]
+                kept = self._survivors(open_, entered, sizes, rung)
+                decided.append({"rung": number, "step": rung.step, "entered": entered, "kept": kept})
+                atomic_write(file, json.dumps(decided, indent=1) + "\n")
+                print(f"Rung at step {rung.step}: {len(kept)} of {len(entered)} trials go on.", flush=True)
+        gone = {name: _reason(past) for past in decided for name in set(past["entered"]) - set(past["kept"])}
+        for cohort in cohorts:
+            if not all(self.ledger.ended(trial.name) for trial in cohort.trials):
+                training = open_.get(cohort.name) or self._open(cohort)
+                training.drop(gone)
+                self._enter(training, self.planner.plan_of(cohort.name))
+
+    def _survivors(self, trainings: dict, entered: Sequence[str], sizes: dict[str, int], rung) -> list[str]:
+        """Who goes on: best log parameters and metric so far."""
+        metric = self.config.search.halving.metric
+        histories = {
+            trial.name: training.members[index].history
+            for training in trainings.values()
+            for index, trial in enumerate(training.cohort.trials)
+            if training.members[index].status in ("training", "finished")
+        }
+        points = []
+        for name in entered:
+            rows = [r for r in histories.get(name, []) if r["split"] == "validation" and r["step"] <= rung.step]
+            if rows and metric not in rows[0]:
+                raise UserError(f"config.search.halving.metric is '{metric}'; the validation has {', '.join(rows[0])}.")
+            best = max((row[metric] for row in rows), default=math.nan)
+            points.append((math.log(sizes[name]), 1 - best))
+        return [entered[i] for i in halving.survivors(np.array(points), rung.keep)]
+
+
+def _reason(past: dict) -> str:
+    return f"stopped: rung at step {past['step']}"
+
+
+def size_of(trial: Trial) -> int:
+    """Parameters of a trial's model, without drawing them."""
+    return count_parameters(begin.shapes(trial)["params"])
+
+
+def _curve(history: Sequence[dict], total: int) -> list[tuple[float, float]]:
+    return [(row["step"] / total, row["accuracy"]) for row in history if row["split"] == "validation"]
+
+
+def _accuracies(log: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, validation accuracy) of each trial in metrics.jsonl."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    for row in map(json.loads, lines):
+        if row["split"] == "validation":
+            found.setdefault(row["trial"], []).append((row["step"], row["accuracy"]))
+    return found

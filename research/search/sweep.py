@@ -1,0 +1,175 @@
+"""How does a worker go through a search whose trials a sampler proposes, or several workers share?
+
+Every worker runs the same command with a workdir of its own and the same `config.search.storage`. It asks for as many
+trials as fit into a cohort, trains them, tells what came out and asks again, until nobody has anything left to do.
+"""
+
+import itertools
+import json
+import math
+import pathlib
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from input_pipeline.cli import UserError
+from research.report import tables
+from research.search.execution import Execution, size_of
+from research.search.front import Objective
+from research.search.points import Claim
+from research.search.trials import OverrideSet, override_sets
+from research.training.build import Trial
+
+SETTINGS = "all_trials.csv"  # the rows of all workers
+_SOURCES = ("trials", "sheet", "zip", "grid", "random")
+
+
+def is_sweep(config: ConfigDict) -> bool:
+    """Whether the trials come from a storage, not from lists alone."""
+    return bool(config.search.sampler or config.search.storage)
+
+
+def objectives(config: ConfigDict, multi_label: bool) -> list[Objective]:
+    """`config.search.objectives`, or their defaults.
+
+    Raises:
+      UserError: one is not written as "min COLUMN", "max COLUMN", "min log COLUMN" or "max log COLUMN".
+    """
+    score = "macro_f1" if multi_label else "accuracy"
+    found = []
+    for text in config.search.objectives or ("min log parameters", f"max validation/{score}"):
+        word, *rest = text.split()
+        log = rest[:1] == ["log"] and len(rest) == 2
+        if word not in ("min", "max") or len(rest) - log != 1:
+            raise UserError(f"config.search.objectives has {text!r}; write for example 'min log parameters'.")
+        found.append(Objective(rest[-1], word == "max", log))
+    return found
+
+
+class Sweep:
+    """A worker of a shared search.
+
+    Args:
+      config: of the study.
+      folder: the worker's run folder.
+      multi_label: of the data set.
+      expand: from override sets to trials.
+      check: refuses a trial that cannot be trained.
+      execution: trains trials.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        folder: pathlib.Path,
+        multi_label: bool,
+        expand: Callable[..., list[Trial]],
+        check: Callable[[Trial], None],
+        execution: Execution,
+    ) -> None:
+        from research.search import samplers, shared
+
+        search = config.search
+        if search.sampler and search.budget < 1:
+            raise UserError("config.search.sampler needs config.search.budget, the number of settings to try.")
+        self.config, self.folder, self.expand, self.check, self.execution = config, folder, expand, check, execution
+        self.study = shared.SharedStudy(
+            search.storage or str(folder / "trials.journal"),
+            search.study or config.study,
+            objectives(config, multi_label),
+            search.sampler,
+            samplers.parse_space(search.space) if search.sampler else None,
+            search.seed,
+            search.budget or math.inf,
+            search.worker or f"{socket.gethostname()}:{folder}",
+            search.lease_seconds,
+        )
+
+    def run(self) -> list[Trial]:
+        """Works until the search is over; returns the trials that this worker has trained, now or before.
+
+        Raises:
+          Stopped: a stop was asked for; the same command goes on.
+        """
+        search, stop = self.config.search, self.execution.stop
+        done = self._done_before()
+        with self.study.renewing():
+            if any(search[source] for source in _SOURCES):
+                self.study.enqueue(override_sets(search))
+            for batch in itertools.count():
+                claims = self.study.ask(search.cohort, self._feasible if search.max_parameters else None)
+                if claims:
+                    print(f"Batch {batch}: {len(claims)} trials, {self.study.unfinished()} not ended yet.", flush=True)
+                    done += self._train(claims)
+                elif not self.study.unfinished():
+                    break
+                else:  # a worker that dies leaves trials to this one
+                    until = time.monotonic() + search.lease_seconds / 10
+                    while time.monotonic() < until:
+                        stop.check()
+                        time.sleep(0.2)
+        tables.write_trials_csv(self.folder / SETTINGS, self.study.rows())
+        self.study.close()
+        if not done:
+            raise UserError("the shared search is over and this worker has trained nothing; read another one's report.")
+        return done
+
+    def _done_before(self) -> list[Trial]:
+        """The trials of this worker's ledger."""
+        sets = {}
+        for row in self.execution.ledger.known_rows():
+            overrides = {key: _frozen(v) for key, v in row["overrides"].items() if key != "search.fold"}
+            if row["stage"] == "search":
+                sets[row["setting"]] = OverrideSet(row["setting"], overrides)
+        trials = self.expand(sets=list(sets.values())) if sets else []
+        self.execution.ledger.add(trials)
+        return [trial for trial in trials if self.execution.ledger.ended(trial.name)]
+
+    def _feasible(self, overrides: dict[str, Any]) -> bool:
+        (trial, *_) = self.expand(sets=[OverrideSet("proposal", overrides)])
+        return size_of(trial) <= self.config.search.max_parameters
+
+    def _train(self, claims: Sequence[Claim]) -> list[Trial]:
+        """Trains a batch and tells the results; a setting that no model can have is told as failed."""
+        ledger, trials = self.execution.ledger, {}
+        for claim in claims:
+            try:
+                own = self.expand(sets=[OverrideSet(claim.name, dict(claim.overrides))])
+                for trial in own:
+                    self.check(trial)
+            except UserError as error:
+                self.study.fail(claim, str(error))
+                continue
+            trials[claim.number] = own
+        everything = [trial for own in trials.values() for trial in own]
+        ledger.add(everything)
+        if everything:
+            self.execution.run(everything)
+        for claim in claims:
+            rows = [ledger.rows[trial.name] for trial in trials.get(claim.number, ())]
+            failed = [row for row in rows if row["status"].startswith("failed")]
+            if failed:
+                self.study.fail(claim, failed[0]["status"].removeprefix("failed: "), _mean(claim.name, rows))
+            elif rows:
+                self.study.tell(claim, _mean(claim.name, rows))
+        return everything
+
+
+def _mean(name: str, rows: Sequence[dict]) -> dict:
+    """The rows of a setting's folds as one: their first, with mean metrics."""
+    metrics: dict[str, dict[str, float]] = {}
+    for split in rows[0].get("metrics", {}):
+        for metric in rows[0]["metrics"][split]:
+            values = [row.get("metrics", {}).get(split, {}).get(metric, math.nan) for row in rows]
+            metrics.setdefault(split, {})[metric] = float(np.mean(values))
+    overrides = {key: value for key, value in rows[0]["overrides"].items() if key != "search.fold"}
+    return json.loads(json.dumps(rows[0] | {"id": name, "overrides": overrides, "metrics": metrics}))
+
+
+def _frozen(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
