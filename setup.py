@@ -46,7 +46,7 @@ setup(
         "tensorboard": ["tensorboard"],
         "hub": ["huggingface_hub>=1.0"],
         "compress": ["qwix"],
-        "latency": ["onnxruntime", "onnx"],
+        "latency": ["flatbuffers", "onnx", "onnxruntime"],
         "sweep": ["optuna>=5", "psycopg[binary]>=3.2"],
         "test": [
             "pytest",
@@ -54,6 +54,7 @@ setup(
             "ruff",
             "iterative-stratification",
             "huggingface_hub>=1.0",
+            "flatbuffers",
             "onnx",
             "onnxruntime",
             "optuna>=5",

@@ -65,6 +65,7 @@ def default() -> ConfigDict:
             "seed": 0,  # of random draws
             "order": "shared",  # of the examples: shared by all trials, or own, by each trial's seed
             "cohort": 32,  # trials trained together in one program, at most; 1 = each alone
+            "padding": 1.0,  # let other widths in, at up to so many times a trial's own operations; 1 = off
             "plan": "auto",  # how they are: auto (timed), one by one, unrolled, im2col, map, scan
             # Instead of lists, or after them, a sampler may choose: tpe, nsga2 or random, from a space of (key,
             # distribution) pairs written as those of `random`, until there are `budget` settings in all.
@@ -81,8 +82,8 @@ def default() -> ConfigDict:
             "study": "",  # "" = config.study
             "worker": "",  # "" = host and workdir
             "lease_seconds": 120.0,  # silence after which a worker counts as dead and its trials go to others
-            # Successive halving: budget is a share of the steps of training all trials to the end; 1 = off. Rungs lie at
-            # the shares first, first·eta, … up to last of a training; the metric ranks the trials there.
+            # Successive halving: budget is a share of the steps of training all trials to the end; 1 = off. Rungs lie
+            # at the shares first, first·eta, … up to last of a training; the metric ranks the trials there.
             "halving": {"budget": 1.0, "eta": 3.0, "first": 1 / 12, "last": 0.25, "metric": "auroc_macro"},
             # Stop a trial whose optimistic final accuracy a model that is not larger has beaten already: coverage of
             # the bound on what it may still gain (0 = off), standard error of an accuracy, finished trials needed.

@@ -62,7 +62,7 @@ class CNN2(nn.Module):
         return global_average_pool(outputs), maps
 
 
-@register("cnn2")
+@register("cnn2", widths=("widths",))
 def cnn2(
     widths: Sequence[int] = (64, 128, 256, 512),
     dropout: float | jax.Array = 0.0,

@@ -135,7 +135,7 @@ def _per_block(values: int | Sequence[int], blocks: int, option: str) -> tuple[i
     return values[:blocks]
 
 
-@register("grid_cnn", names={"keras": keras_names})
+@register("grid_cnn", names={"keras": keras_names}, widths=("filters", "dense"))
 def grid_cnn(
     filters: Sequence[int] = (70, 80, 100, 140, 180, 220),
     kernels: int | Sequence[int] = (7, 5, 5, 3, 3, 3),

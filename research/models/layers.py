@@ -97,15 +97,18 @@ class Dense(nn.Module):
 def drop(
     module: nn.Module, inputs: jax.Array, rate: float | jax.Array, shape: tuple[int, ...], train: bool
 ) -> jax.Array:
-    """Zeroes a share `rate` of `inputs` by a mask of `shape` (broadcast), divides the others by `1 - rate`."""
+    """Zeroes a share `rate` of `inputs` by a mask of `shape` (broadcast), divides the others by `1 - rate`.
+
+    The mask is drawn channel by channel: that of a channel is the same in a wider layer.
+    """
     static = isinstance(rate, (int, float))
     if static and not 0.0 <= rate < 1.0:
         raise cli.UserError(f"a dropout rate of {rate} is impossible; choose one in [0, 1).")
     if not train or (static and rate == 0.0):
         return inputs
     keep = 1.0 - jnp.asarray(rate, jnp.float32)
-    kept = jax.random.bernoulli(module.make_rng("dropout"), keep, shape)
-    return jnp.where(kept, inputs * (1.0 / keep).astype(inputs.dtype), jnp.zeros((), inputs.dtype))
+    drawn = jax.random.bernoulli(module.make_rng("dropout"), keep, (shape[-1], *shape[:-1]))
+    return jnp.where(jnp.moveaxis(drawn, 0, -1), inputs * (1.0 / keep).astype(inputs.dtype), jnp.zeros((), inputs.dtype))
 
 
 class Dropout(nn.Module):

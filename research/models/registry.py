@@ -45,6 +45,8 @@ class Entry:
       names: by library ("timm", "torchvision", "keras"), what that library calls the modules. A Keras layer that holds
         the kernels of two modules is followed by a colon and the variable ("block2_sepconv1:pointwise_kernel").
       ignored: regular expressions of names in weight files that belong to no module, such as auxiliary classifiers.
+      widths: options that list the widths of layers. Giving them as the model's widths means: with zeros for weights, a
+        wider model computes what a narrower one does, so that both can be trained in one program.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Entry:
     variants: tuple[str, ...]
     names: Mapping[str, Names]
     ignored: tuple[str, ...]
+    widths: tuple[str, ...] = ()
 
 
 _ENTRIES: dict[str, Entry] = {}
@@ -64,6 +67,7 @@ def register(
     names: Mapping[str, Names] | None = None,
     aliases: Mapping[str, str] | None = None,
     ignored: Sequence[str] = (),
+    widths: Sequence[str] = (),
 ) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
     """Decorator: the function builds the backbone `name` from keyword options.
 
@@ -76,12 +80,13 @@ def register(
       names: see `Entry`.
       aliases: other names to the variant that they mean, such as `{"tf_efficientnet_b0": "tf"}`.
       ignored: see `Entry`.
+      widths: see `Entry`.
     """
 
     def decorate(builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         variant = inspect.signature(builder).parameters.get("variant")
         variants = tuple(variant.annotation.__args__) if variant else ()
-        entry = Entry(name, builder, variants, names or {}, tuple(ignored))
+        entry = Entry(name, builder, variants, names or {}, tuple(ignored), tuple(widths))
         if _ENTRIES.setdefault(name, entry).build is not builder:
             raise ValueError(f"two models are called {name}")
         _ALIASES.update({_plain(alias): (name, value) for alias, value in (aliases or {}).items()})

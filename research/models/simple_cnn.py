@@ -52,7 +52,7 @@ class SimpleCNN(nn.Module):
         return global_average_pool(outputs), maps
 
 
-@register("simple_cnn")
+@register("simple_cnn", widths=("widths",))
 def simple_cnn(widths: Sequence[int] = (32, 64, 128, 256), batch_norm_momentum: float = 0.9) -> SimpleCNN:
     """The momentum of 0.9 suits runs of a few hundred steps: 0.99 would still remember its start."""
     if not widths or min(widths) < 1:

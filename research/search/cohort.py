@@ -3,6 +3,10 @@
 The members of a cohort have the same architecture, data, order of examples and length, and differ in numbers that the
 program takes as inputs: optimiser settings, dropout rates, options of the loss, class weights, strengths of
 augmentations. Learning rates, schedules, early stopping and the choice of the checkpoint stay outside of the program.
+
+Networks of different widths can share a program as well: all get the largest width of each layer, and the channels
+that a member does not have are zero. They stay zero, exactly: an activation that maps 0 to 0, BatchNorm without a shift
+and a kernel of zeros pass no gradient to each other. `config.search.padding` limits the operations spent on zeros.
 """
 
 import dataclasses
@@ -19,6 +23,7 @@ from ml_collections import ConfigDict
 from input_pipeline import augment
 from research.losses.registry import LOSSES
 from research.models import registry
+from research.models.flops import flops
 from research.training import build
 from research.training.phases import phases
 
@@ -38,12 +43,14 @@ class Cohort:
     Attributes:
       name: of its checkpoints and its line in plan.json.
       trials: the M members.
+      widest: the first of them with the largest width of each layer, whose program all share.
       values: float32 `[M]` by config key (and `[M, K]` for CLASS_WEIGHTS): what the members differ in.
       signature: equal for cohorts whose programs are equal up to M.
     """
 
     name: str
     trials: tuple[build.Trial, ...]
+    widest: build.Trial
     values: dict[str, np.ndarray]
     signature: str
 
@@ -52,22 +59,79 @@ class Cohort:
         return {key: value[list(indices)] for key, value in self.values.items()}
 
 
-def group(trials: Sequence[build.Trial], limit: int) -> list[Cohort]:
+def group(trials: Sequence[build.Trial], limit: int, padding: float = 1.0) -> list[Cohort]:
     """Cohorts of at most `limit` members, in the order of their first trials; a trial that shares with none is alone.
 
     A pure function of the trials, so that a resumed search finds the cohorts of the first launch; their names come
     from those of their trials.
+
+    Args:
+      padding: how many times the operations of its own model a member may take; 1 = only its own widths.
     """
     rooms: dict[str, list[build.Trial]] = {}
     for number, trial in enumerate(trials):
-        rooms.setdefault(_signature(trial) if _can_share(trial) else f"alone {number}", []).append(trial)
+        widths = padding > 1 and _can_be_padded(trial)
+        rooms.setdefault(_signature(trial, widths) if _can_share(trial) else f"alone {number}", []).append(trial)
     cohorts = []
     for signature, members in rooms.items():
-        for start in range(0, len(members), limit):
-            part = tuple(members[start : start + limit])
-            code = zlib.crc32("\n".join(trial.name for trial in part).encode())
-            cohorts.append(Cohort(f"cohort-{code:08x}", part, _values(part, members), signature))
+        for bucket in _buckets(members, padding) if padding > 1 else [members]:
+            for start in range(0, len(bucket), limit):
+                part = tuple(bucket[start : start + limit])
+                code = zlib.crc32("\n".join(trial.name for trial in part).encode())
+                widest = _widest(bucket)
+                own = f"{signature} {_widths(widest)}"
+                cohorts.append(Cohort(f"cohort-{code:08x}", part, widest, _values(part, bucket), own))
     return cohorts
+
+
+def _can_be_padded(trial: build.Trial) -> bool:
+    """Not so where channels are mixed with positions, or the weights come from a file."""
+    entry, _ = registry.find(trial.config.model.name)
+    return bool(entry.widths) and trial.config.model.head_pool != "flatten" and not trial.config.model.weights
+
+
+def _widths(trial: build.Trial) -> dict[str, tuple[int, ...]]:
+    """The widths of a trial's model by config key."""
+    entry, _ = registry.find(trial.config.model.name)
+    defaults = inspect.signature(entry.build).parameters
+    options = trial.config.model.options
+    found = {f"model.options.{name}": tuple(options.get(name, defaults[name].default)) for name in entry.widths}
+    return found | {"model.head": tuple(trial.config.model.head)}
+
+
+def _widest(members: Sequence[build.Trial]) -> build.Trial:
+    """The first member with the largest width of each layer."""
+    widths = [_widths(trial) for trial in members]
+    if all(own == widths[0] for own in widths):
+        return members[0]
+    largest = {key: tuple(map(max, zip(*(own[key] for own in widths), strict=True))) for key in widths[0]}
+    return with_values(members[0], largest)
+
+
+def _buckets(members: Sequence[build.Trial], padding: float) -> list[list[build.Trial]]:
+    """Members of one signature parted so that no one takes more than `padding` times its own operations."""
+    work = {}
+    for trial in members:
+        if (key := str(_widths(trial))) not in work:
+            work[key] = _flops(trial)
+    buckets: list[list[build.Trial]] = []
+    for trial in sorted(members, key=lambda trial: -work[str(_widths(trial))]):
+        for bucket in buckets:
+            joined = [*bucket, trial]
+            distinct = {str(_widths(member)) for member in joined}
+            least = min(work[key] for key in distinct)
+            if len(distinct) == 1 or _flops(_widest(joined)) <= padding * least:
+                bucket.append(trial)
+                break
+        else:
+            buckets.append([trial])
+    place = {trial.name: number for number, trial in enumerate(members)}
+    ordered = [sorted(bucket, key=lambda trial: place[trial.name]) for bucket in buckets]
+    return sorted(ordered, key=lambda bucket: place[bucket[0].name])
+
+
+def _flops(trial: build.Trial) -> int:
+    return flops(build.build_model(trial), trial.config.image_size, trial.channels)
 
 
 def _can_share(trial: build.Trial) -> bool:
@@ -76,8 +140,8 @@ def _can_share(trial: build.Trial) -> bool:
     return not alone and len(phases(trial.config, len(trial.train_indices))) == 1
 
 
-def _signature(trial: build.Trial) -> str:
-    """What must be equal, as text."""
+def _signature(trial: build.Trial, any_widths: bool) -> str:
+    """What must be equal, as text; with `any_widths` only their numbers, not the widths themselves."""
     config = _flat(trial.config.to_dict())
     numbers = numbers_of(trial)
     rest = {
@@ -85,6 +149,8 @@ def _signature(trial: build.Trial) -> str:
         for key, value in config.items()
         if key not in numbers and key not in _HOST and not key.startswith(_HOST_ROOMS)
     }
+    if any_widths:
+        rest |= {key: len(value) for key, value in _widths(trial).items()}
     off = [key for key, value in numbers.items() if value == 0 and not key.startswith(_NEUTRAL_ZERO)]
     fold = trial.overrides.get("search.fold")
     return json.dumps([rest, sorted(off), fold, trial.data_seed], sort_keys=True, default=str)
@@ -134,8 +200,8 @@ def _differ(one: np.ndarray | None, other: np.ndarray | None) -> bool:
     return (one is None) != (other is None) or (one is not None and not np.array_equal(one, other))
 
 
-def with_values(trial: build.Trial, values: Mapping[str, jax.Array]) -> build.Trial:
-    """The trial with (traced) numbers in its config."""
+def with_values(trial: build.Trial, values: Mapping[str, Any]) -> build.Trial:
+    """The trial with other values in its config, which may be traced."""
     tree = trial.config.to_dict()
     for key, value in values.items():
         if key != CLASS_WEIGHTS:

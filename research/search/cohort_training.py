@@ -56,8 +56,8 @@ class CohortTraining:
 
     def __init__(self, cohort: Cohort, folder: pathlib.Path, stop: StopSignal, runners: dict) -> None:
         self.cohort, self.folder, self.stop, self.runners = cohort, folder, stop, runners
-        self.trial = cohort.trials[0]
-        self.config = self.trial.config
+        self.trial = cohort.widest
+        self.config = self.trial.config  # what the members have in common is read from it
         (self.phase,) = phases(self.config, len(self.trial.train_indices))
         self.length = self.phase.length
         self.losses = [build.build_loss(trial) for trial in cohort.trials]
@@ -84,22 +84,23 @@ class CohortTraining:
     def begin(self) -> None:
         """Draws the members' variables, or restores them from the newest undamaged checkpoint."""
         step = self.checkpoints.latest()
-        start = begin.variables(self.trial, self.folder, self.stop) if step is None else begin.shapes(self.trial)
+        shapes = begin.shapes(self.trial)
         known = needs_layers(self.config)
-        self.layers = build.build_layers(self.trial) if known else freezing.unordered(start["params"])
+        self.layers = build.build_layers(self.trial) if known else freezing.unordered(shapes["params"])
         if step is None:
-            self.host = self._fresh(start)
+            self.host = self._fresh(shapes)
             self.best = jax.tree.map(np.copy, self.host.evaluated())
         else:
-            self._restore(step, start)
+            self._restore(step, shapes)
 
-    def _fresh(self, first) -> state.TrainState:
-        states = [begin.fresh_state(self._with_arrays(), self.layers, self.phase, first)]
-        for trial in self.cohort.trials[1:]:
-            variables = begin.variables(trial, self.folder, self.stop)
-            # The optimisers' states begin as zeros, whatever the parameters are.
-            fresh = begin.fresh_state(trial, self.layers, self.phase, variables, states[0].opt_state)
-            states.append(fresh)
+    def _fresh(self, shapes) -> state.TrainState:
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        # The optimisers' states begin as zeros, whatever the parameters are.
+        first = begin.fresh_state(self._with_arrays(), self.layers, self.phase, zeros)
+        states = []
+        for trial in self.cohort.trials:
+            variables = jax.tree.map(_widened, begin.variables(trial, self.folder, self.stop), shapes)
+            states.append(begin.fresh_state(trial, self.layers, self.phase, variables, first.opt_state))
         return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *states)
 
     def _with_arrays(self) -> build.Trial:
@@ -386,12 +387,15 @@ class CohortTraining:
     def result(self, index: int) -> Best:
         """What a member is evaluated with."""
         own = self.state_of(index)
-        best = jax.tree.map(lambda leaf: leaf[index], self.best)
+        best = jax.tree.map(lambda leaf, like: _narrowed(leaf[index], like), self.best, own.evaluated())
         return Best(best, self.members[index].controls.best_step, int(own.step), state.fingerprint(own))
 
     def state_of(self, index: int) -> state.TrainState:
-        """A member's own state, as it was when it ended."""
-        return jax.tree.map(lambda leaf: leaf[index], self.host)
+        """A member's own state, in its own widths, as it was when it ended."""
+        shapes = begin.shapes(self.cohort.trials[index])
+        given = (self._with_arrays(), self.layers, self.phase)
+        like = jax.eval_shape(lambda variables: begin.fresh_state(*given, variables), shapes)
+        return jax.tree.map(lambda leaf, own: _narrowed(leaf[index], own), self.host, like)
 
 
 def places(total: int, alive: Sequence[int]) -> list[int]:
@@ -404,6 +408,18 @@ def places(total: int, alive: Sequence[int]) -> list[int]:
     while size > 1 and len(alive) <= size // 2:
         size = -(-size // 2)
     return list(alive) + [alive[-1]] * (size - len(alive))
+
+
+def _widened(leaf: jax.Array, like) -> np.ndarray:
+    """The array in the corner of zeros of the shape of `like`."""
+    wide = np.zeros(like.shape, like.dtype)
+    wide[tuple(map(slice, leaf.shape))] = leaf
+    return wide
+
+
+def _narrowed(leaf: np.ndarray, like) -> np.ndarray:
+    """The corner in the shape of `like`."""
+    return leaf[tuple(map(slice, like.shape))]
 
 
 def _put(whole: np.ndarray, indices: list[int], part: np.ndarray) -> np.ndarray:

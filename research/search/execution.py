@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from input_pipeline.cli import UserError, atomic_write
 from input_pipeline.loader import available_cores
 from research import outcome
+from research.evaluation import metrics
 from research.models.initialize import count_parameters
 from research.outcome import Ledger
 from research.search import dominance, halving
@@ -25,7 +26,7 @@ from research.search.planner import Planner
 from research.search.trials import override_sets
 from research.training import begin
 from research.training.build import Trial
-from research.training.control import Controls
+from research.training.control import MINIMISED, Controls
 from research.training.loop import Best, Training
 from research.training.phases import phases
 from research.training.signals import StopSignal
@@ -87,7 +88,7 @@ class Execution:
         Raises:
           Stopped: a stop was asked for; everything is saved.
         """
-        cohorts = group(trials, self.config.search.cohort)
+        cohorts = group(trials, self.config.search.cohort, self.config.search.padding)
         self.cohorts += cohorts
         if self.config.search.halving.budget < 1 and trials[0].stage == "search":
             self._run_rungs(trials, cohorts)
@@ -115,10 +116,11 @@ class Execution:
 
     def _is_together(self, cohort: Cohort) -> bool:
         """Whether a cohort is trained as one; a trial that shares with no other has all devices for itself."""
-        return len(cohort.trials) > 1 or self._judges() or self.config.search.halving.budget < 1
+        return len(cohort.trials) > 1 or self._judges(cohort) or self.config.search.halving.budget < 1
 
-    def _judges(self) -> bool:
-        return self.config.search.dominance.coverage > 0
+    def _judges(self, cohort: Cohort) -> bool:
+        """Whether its members may be stopped as beaten: not those that repeat a setting of the front."""
+        return self.config.search.dominance.coverage > 0 and cohort.trials[0].stage == "search"
 
     def _open(self, cohort: Cohort) -> CohortTraining:
         """A cohort with its images, members as they were saved."""
@@ -127,7 +129,8 @@ class Execution:
             self.ledger.rows[name] |= {"status": "running"}
         if waiting:
             self.ledger.update(waiting[0])
-        together = dataclasses.replace(cohort, trials=tuple(self.attach(trial) for trial in cohort.trials))
+        trials, widest = tuple(map(self.attach, cohort.trials)), self.attach(cohort.widest)
+        together = dataclasses.replace(cohort, trials=trials, widest=widest)
         training = CohortTraining(together, self.folder, self.stop, self.planner.runners)
         training.begin()
         return training
@@ -136,7 +139,7 @@ class Execution:
         start = time.monotonic()
         training = self._open(cohort)
         plan = self.planner.choose(training)
-        training.run(plan, judge=self._judge(cohort) if self._judges() else None)
+        training.run(plan, judge=self._judge(cohort) if self._judges(cohort) else None)
         self._enter(training, str(plan))
         seconds = time.monotonic() - start
         count = len(cohort.trials)
@@ -164,7 +167,7 @@ class Execution:
     def _judge(self, cohort: Cohort) -> Callable:
         """Says after each evaluation of a cohort which members a model that is not larger has beaten for good."""
         settings = self.config.search.dominance
-        rows = [row for row in self.ledger.rows.values() if "parameters" in row and row["cohort"] != cohort.name]
+        rows = [row for row in self.ledger.rows.values() if "parameters" in row and row.get("cohort") != cohort.name]
         logged = _accuracies(self.folder / "metrics.jsonl")
         sizes = {trial.name: size_of(trial) for trial in cohort.trials}
         total = phases(self.config, len(cohort.trials[0].train_indices))[0].length.steps
@@ -190,18 +193,7 @@ class Execution:
     # Successive halving
 
     def _run_rungs(self, trials: Sequence[Trial], cohorts: Sequence[Cohort]) -> None:
-        lengths = {phases(trial.config, len(trial.train_indices))[-1].length.steps for trial in trials}
-        if len(lengths) > 1 or any(len(phases(t.config, len(t.train_indices))) > 1 for t in trials):
-            raise UserError(
-                "successive halving needs trials of one phase and one length; set config.search.halving.budget to 1."
-            )
-        (total,) = lengths
-        settings = self.config.search.halving
-        length = phases(self.config, len(trials[0].train_indices))[0].length
-        every = max(1, length.parse(self.config.evaluate_every, "evaluate_every"))
-        schedule = halving.rungs(
-            total, settings.eta, settings.first, len(trials), settings.budget, settings.last, every
-        )
+        schedule = _schedule(self.config, trials)
         file = self.folder / "rungs.json"
         decided = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
         sizes = {trial.name: size_of(trial) for trial in trials}
@@ -243,11 +235,63 @@ class Execution:
         points = []
         for name in entered:
             rows = [r for r in histories.get(name, []) if r["split"] == "validation" and r["step"] <= rung.step]
-            if rows and metric not in rows[0]:
-                raise UserError(f"config.search.halving.metric is '{metric}'; the validation has {', '.join(rows[0])}.")
-            best = max((row[metric] for row in rows), default=math.nan)
-            points.append((math.log(sizes[name]), 1 - best))
-        return [entered[i] for i in halving.survivors(np.array(points), rung.keep)]
+            costs = [row[metric] if metric in MINIMISED else 1 - row[metric] for row in rows]
+            points.append((math.log(sizes[name]), min(costs, default=math.nan)))
+        return [entered[i] for i in halving.survivors(np.reshape(points, (-1, 2)), rung.keep)]
+
+
+def check(config: ConfigDict, trials: Sequence[Trial]) -> None:
+    """Refuses searches that cannot be carried out, before anything is written.
+
+    Args:
+      trials: of the search; where a sampler will choose them, one with the study's own settings.
+
+    Raises:
+      UserError: says what does not go together.
+    """
+    search = config.search
+    stretches = [phases(trial.config, len(trial.train_indices)) for trial in trials]
+    asked = {
+        "halving.budget": search.halving.budget < 1,
+        "dominance.coverage": search.dominance.coverage > 0,
+        "extend": search.extend > 1,
+    }
+    for key in (key for key, given in asked.items() if given):
+        if any(len(stretch) > 1 for stretch in stretches) or config.shard_parameters:
+            raise UserError(
+                f"config.search.{key} needs trainings of one phase whose parameters are not spread over devices; "
+                "leave it at its default, or phases, unfreeze and shard_parameters."
+            )
+    if search.halving.budget < 1:
+        known = _validation_metrics(trials[0].dataset.multi_label)
+        if search.halving.metric not in known:
+            raise UserError(
+                f"config.search.halving.metric is '{search.halving.metric}'; the validation has {', '.join(known)}."
+            )
+        if search.sampler or search.storage:
+            raise UserError(
+                "successive halving needs all trials at once, which a sampler or a shared storage does not give; set "
+                "config.search.halving.budget to 1."
+            )
+        _schedule(config, trials)
+
+
+def _validation_metrics(multi_label: bool) -> list[str]:
+    """Names of the metrics of every evaluation."""
+    labels = np.eye(2, dtype=int) if multi_label else np.arange(2)
+    return ["loss", *metrics.evaluate(np.array([[0.9, 0.1], [0.2, 0.8]]), labels, multi_label)]
+
+
+def _schedule(config: ConfigDict, trials: Sequence[Trial]) -> list[halving.Rung]:
+    """The rungs of successive halving."""
+    lengths = {phases(trial.config, len(trial.train_indices))[-1].length.steps for trial in trials}
+    if len(lengths) > 1:
+        raise UserError("successive halving needs trials of one length; set config.search.halving.budget to 1.")
+    (total,) = lengths
+    settings = config.search.halving
+    length = phases(trials[0].config, len(trials[0].train_indices))[0].length
+    every = max(1, length.parse(config.evaluate_every, "evaluate_every"))
+    return halving.rungs(total, settings.eta, settings.first, len(trials), settings.budget, settings.last, every)
 
 
 def _reason(past: dict) -> str:

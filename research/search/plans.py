@@ -60,7 +60,7 @@ class MemberStep:
     """The step of one member, as a pure function of its values, state, batch and learning rate."""
 
     def __init__(self, cohort: Cohort, phase: Phase, layers: freezing.Layers) -> None:
-        self.trial, self.phase, self.layers = cohort.trials[0], phase, layers
+        self.trial, self.phase, self.layers = cohort.widest, phase, layers
         # The strengths of augmentations may differ; then each member makes its own images from the batch.
         self.own_images = any(key.startswith("data.augment.") for key in cohort.values)
 

@@ -28,7 +28,7 @@ def show(config: ConfigDict, trials: Sequence[build.Trial], attach: Callable, st
     if not trials:
         print(f"The sampler {config.search.sampler} will choose {config.search.budget} settings.")
         return
-    cohorts = group(trials, config.search.cohort)
+    cohorts = group(trials, config.search.cohort, config.search.padding)
     work = {cohort.name: _flops(cohort) for cohort in cohorts}
     print(f"{len(trials)} trials in {len(cohorts)} cohorts, at most {config.search.cohort} together:")
     for cohort in cohorts:
@@ -69,7 +69,8 @@ def _seconds(cohort: Cohort, attach: Callable, stop: StopSignal) -> float:
     own = tuple(attach(trial) for trial in cohort.trials[:1])
     with tempfile.TemporaryDirectory() as folder:
         values = cohort.take([0])
-        training = CohortTraining(Cohort("preview", own, values, ""), pathlib.Path(folder), stop, {})
+        cohort = Cohort("preview", own, own[0], values, "")
+        training = CohortTraining(cohort, pathlib.Path(folder), stop, {})
         training.begin()
         return time_of(training, Plan("one by one"), 4)
 
