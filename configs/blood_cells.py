@@ -1,4 +1,4 @@
-"""White blood cells in four classes (Kaggle `paultimothymooney/blood-cells`): many CNNs, and the front of size and skill.
+"""White blood cells in four classes (Kaggle `paultimothymooney/blood-cells`): many CNNs, and the front of their sizes.
 
     python -m input_pipeline.prepare --study=blood_cells --source=RAW --out=data/blood_cells
     python -m research.main --config=configs/blood_cells.py --config.data.dir=data/blood_cells
@@ -56,6 +56,7 @@ def get_config(presets: str = "") -> ConfigDict:
     config.model.name = "grid_cnn"
     config.model.options = ConfigDict({"filters": FILTERS[0], "kernels": (7, 5, 5, 3, 3, 3), "dense": DENSE[0]})
     config.search.grid = (("model.options.dense", DENSE), ("model.options.filters", FILTERS))
+    config.search.latency = True
     return common.finish(config, PRESETS, presets)
 
 
@@ -148,6 +149,7 @@ def _smoke(config: ConfigDict) -> None:
         ("optimizer.learning_rate", (1e-3, 3e-3)),
         ("model.head_dropout", (0.0, 0.3)),
     )
+    config.search.latency = False
     config.evaluation.bootstrap = 200
 
 

@@ -4,7 +4,9 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 
+from input_pipeline.cli import UserError
 from research.evaluation import predictions
 from research.models.flops import flops
 from research.models.initialize import count_parameters
@@ -19,6 +21,10 @@ from research.training.state import flatten
 
 _POSITION = ("trial", "step", "epoch", "phase", "split")
 ROLES = ("validation", "calibration", "test", "unlabelled")
+
+
+class Diverged(UserError):
+    """A trial has no result, because numbers of its model are not finite; others are not concerned."""
 
 
 class Ledger:
@@ -74,6 +80,8 @@ def finish(
         if not len(indices):
             continue
         logits = predictor(best.variables, indices)
+        if not np.isfinite(logits).all():
+            raise Diverged(f"Outputs for {role} are not finite; lower the learning rate.")
         predictions.write(
             folder / "predictions" / f"{trial.name}_{role}.csv",
             [dataset.ids[i] for i in indices],

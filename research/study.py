@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 
@@ -19,6 +20,7 @@ from research import outcome
 from research.outcome import ROLES, Ledger
 from research.report import assemble
 from research.run_folder import RunFolder
+from research.search import execution as executions
 from research.search import preview, stages, sweep
 from research.search.execution import Execution, use_all_cores
 from research.search.trials import OverrideSet, override_sets
@@ -38,6 +40,13 @@ def run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool = False, dry_
       UserError: a mistake in config, data or folder, before anything is trained.
       Stopped: the process was asked to stop; everything is saved.
     """
+    if not dry_run:
+        return _run(config, workdir, allow_cpu, dry_run)
+    with tempfile.TemporaryDirectory() as scratch:  # simulated images, if the study has no others
+        return _run(config, pathlib.Path(scratch), allow_cpu, dry_run)
+
+
+def _run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool, dry_run: bool) -> int:
     validate(config)
     spread = use_all_cores(config)
     _check_devices(allow_cpu)
@@ -50,6 +59,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool = False, dry_
     trials = [] if shared_search else more()
     for trial in trials or more(sets=[OverrideSet("", {})]):
         check(trial)
+    executions.check(config, trials or more(sets=[OverrideSet("", {})]))
+    if shared_search:
+        sweep.check(config, dataset.multi_label, reach=not dry_run)
     mesh = sharding.make_mesh(jax.devices()[:1] if spread else None)
     shared = SharedImages()
 
@@ -57,7 +69,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool = False, dry_
         return shared.attach(trial, mesh)
 
     if dry_run:
-        preview.show(config, trials, attach, stop)
+        listed = more() if sweep.has_lists(config) else []
+        preview.show(config, trials or listed, attach, stop)
         return 0
     folder = RunFolder(workdir, config)
     environment = folder.write_environment()
@@ -77,6 +90,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool = False, dry_
     else:
         execution.run(trials)
     trials += stages.run(config, trials, execution, folder.path, more, dataset.multi_label)
+    if config.search.latency:
+        execution.measure_latency(trials)
     assemble.report(folder.path, config, trials, environment, stop)
     print(f"Finished: {workdir / 'report' / 'index.html'}")
     return 0

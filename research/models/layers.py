@@ -108,7 +108,8 @@ def drop(
         return inputs
     keep = 1.0 - jnp.asarray(rate, jnp.float32)
     drawn = jax.random.bernoulli(module.make_rng("dropout"), keep, (shape[-1], *shape[:-1]))
-    return jnp.where(jnp.moveaxis(drawn, 0, -1), inputs * (1.0 / keep).astype(inputs.dtype), jnp.zeros((), inputs.dtype))
+    kept = jnp.moveaxis(drawn, 0, -1)
+    return jnp.where(kept, inputs * (1.0 / keep).astype(inputs.dtype), jnp.zeros((), inputs.dtype))
 
 
 class Dropout(nn.Module):

@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from research import outcome
 from research.evaluation import metrics
 from research.models.initialize import count_parameters
 from research.outcome import Ledger
-from research.search import dominance, halving
+from research.search import dominance, halving, latency
 from research.search.cohort import Cohort, group
 from research.search.cohort_training import CohortTraining
 from research.search.planner import Planner
@@ -99,14 +99,31 @@ class Execution:
             if self._is_together(cohort):
                 self._run_cohort(cohort)
             else:
-                self.alone(self.attach(cohort.trials[0]))
+                self.run_alone(cohort.trials[0])
+
+    def run_alone(self, trial: Trial) -> None:
+        """Trains a trial that shares with no other; one that diverges fails by itself where there are others."""
+        try:
+            self.alone(self.attach(trial))
+        except outcome.Diverged as error:
+            if len(self.ledger.rows) == 1:
+                raise
+            self.ledger.update(trial.name, status=f"failed: {error}")
+            print(f"{trial.name}: failed: {error}", flush=True)
+
+    def remember(self, trials: Sequence[Trial]) -> None:
+        """Finds the cohorts of trials that an earlier process has trained here in batches."""
+        by_name = {trial.name: trial for trial in trials}
+        for names in (record["trials"] for record in self.planner.records):
+            if all(name in by_name for name in names):
+                self.cohorts += group([by_name[name] for name in names], len(names), self.config.search.padding)
 
     def ending(self, trial: Trial) -> tuple[TrainState, Best, list[dict], Controls]:
         """Last state, best variables, history and controls of a trial that was trained here."""
         for cohort in self.cohorts:
             names = [member.name for member in cohort.trials]
             if trial.name in names and self._is_together(cohort):
-                training, index = self._open(cohort), names.index(trial.name)
+                training, index = self._begun(cohort), names.index(trial.name)
                 member = training.members[index]
                 return training.state_of(index), training.result(index), member.history, member.controls
         single = Training(trial, self.folder, self.mesh, self.stop)
@@ -129,6 +146,9 @@ class Execution:
             self.ledger.rows[name] |= {"status": "running"}
         if waiting:
             self.ledger.update(waiting[0])
+        return self._begun(cohort)
+
+    def _begun(self, cohort: Cohort) -> CohortTraining:
         trials, widest = tuple(map(self.attach, cohort.trials)), self.attach(cohort.widest)
         together = dataclasses.replace(cohort, trials=trials, widest=widest)
         training = CohortTraining(together, self.folder, self.stop, self.planner.runners)
@@ -155,12 +175,35 @@ class Execution:
             if self.ledger.ended(trial.name) or member.status == "training":
                 continue
             self.stop.check()
-            row = {"cohort": training.cohort.name, "plan": plan}
-            if member.status == "finished":
-                row |= outcome.finish(trial, training.result(index), member.history, self.folder, self.mesh, self.stop)
-            elif member.status.startswith("stopped"):
-                row |= outcome.stopped(trial, training.result(index), member.history)
-            self.ledger.update(trial.name, status=member.status, **row)
+            row, status = {"cohort": training.cohort.name, "plan": plan}, member.status
+            given = (trial, training.result(index), member.history)
+            if status == "finished":
+                try:
+                    row |= outcome.finish(*given, self.folder, self.mesh, self.stop)
+                except outcome.Diverged as error:
+                    status = f"failed: {error}"
+            elif status.startswith("stopped"):
+                row |= outcome.stopped(*given)
+            self.ledger.update(trial.name, status=status, **row)
+
+    def measure_latency(self, trials: Sequence[Trial]) -> None:
+        """Enters how long one image takes, once for each network: its weights do not matter."""
+        networks: dict[str, list[Trial]] = {}
+        for trial in trials:
+            if self.ledger.rows[trial.name]["status"] == "finished":
+                networks.setdefault(_network(trial), []).append(trial)
+        waiting = [own for own in networks.values() if any("latency_p50_ms" not in self._row(t) for t in own)]
+        if not waiting or jax.process_index():
+            return
+        print(f"Measuring the latency of {len(waiting)} networks on one core.", flush=True)
+        models = [(own[0], self.ending(self.attach(own[0]))[1].variables) for own in waiting]
+        for own, measured in zip(waiting, self.stop.interruptible(lambda: latency.measure(models)), strict=True):
+            for trial in own if measured else ():
+                self.ledger.rows[trial.name] |= dataclasses.asdict(measured)
+        self.ledger.update(waiting[0][0].name)
+
+    def _row(self, trial: Trial) -> dict:
+        return self.ledger.rows[trial.name]
 
     # Stopping by dominance
 
@@ -236,7 +279,12 @@ class Execution:
         for name in entered:
             rows = [r for r in histories.get(name, []) if r["split"] == "validation" and r["step"] <= rung.step]
             costs = [row[metric] if metric in MINIMISED else 1 - row[metric] for row in rows]
-            points.append((math.log(sizes[name]), min(costs, default=math.nan)))
+            points.append((math.log(sizes[name]), min(filter(math.isfinite, costs), default=math.nan)))
+        if histories and not any(math.isfinite(cost) for _, cost in points):
+            raise UserError(
+                f"config.search.halving.metric is '{metric}', which the validation images do not define; choose "
+                "another --workdir and metric."
+            )
         return [entered[i] for i in halving.survivors(np.reshape(points, (-1, 2)), rung.keep)]
 
 
@@ -263,7 +311,7 @@ def check(config: ConfigDict, trials: Sequence[Trial]) -> None:
                 "leave it at its default, or phases, unfreeze and shard_parameters."
             )
     if search.halving.budget < 1:
-        known = _validation_metrics(trials[0].dataset.multi_label)
+        known = validation_metrics(trials[0].dataset.multi_label)
         if search.halving.metric not in known:
             raise UserError(
                 f"config.search.halving.metric is '{search.halving.metric}'; the validation has {', '.join(known)}."
@@ -276,7 +324,7 @@ def check(config: ConfigDict, trials: Sequence[Trial]) -> None:
         _schedule(config, trials)
 
 
-def _validation_metrics(multi_label: bool) -> list[str]:
+def validation_metrics(multi_label: bool) -> list[str]:
     """Names of the metrics of every evaluation."""
     labels = np.eye(2, dtype=int) if multi_label else np.arange(2)
     return ["loss", *metrics.evaluate(np.array([[0.9, 0.1], [0.2, 0.8]]), labels, multi_label)]
@@ -296,6 +344,19 @@ def _schedule(config: ConfigDict, trials: Sequence[Trial]) -> list[halving.Rung]
 
 def _reason(past: dict) -> str:
     return f"stopped: rung at step {past['step']}"
+
+
+def _network(trial: Trial) -> str:
+    """What decides how long an image takes."""
+    model = {key: value for key, value in _flat(trial.config.model.to_dict()).items() if "dropout" not in key}
+    return str((sorted(model.items()), trial.config.image_size, trial.channels, trial.config.data.normalize))
+
+
+def _flat(tree: Mapping, prefix: str = "") -> dict[str, str]:
+    result = {}
+    for key, value in tree.items():
+        result |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
+    return result
 
 
 def size_of(trial: Trial) -> int:

@@ -1,5 +1,6 @@
 """What would a search train, and how long would it take? `--dry_run` says it and writes nothing."""
 
+import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,8 +26,9 @@ def show(config: ConfigDict, trials: Sequence[build.Trial], attach: Callable, st
     The cheapest and the costliest cohort take a few steps one by one; the others are put in between by the floating
     point operations of their models. Plans that train members together, and successive halving, are faster.
     """
+    if config.search.sampler:
+        print(f"The sampler {config.search.sampler} will choose settings until there are {config.search.budget}.")
     if not trials:
-        print(f"The sampler {config.search.sampler} will choose {config.search.budget} settings.")
         return
     cohorts = group(trials, config.search.cohort, config.search.padding)
     work = {cohort.name: _flops(cohort) for cohort in cohorts}
@@ -66,13 +68,25 @@ def _state_shapes(trial: build.Trial):
 
 def _seconds(cohort: Cohort, attach: Callable, stop: StopSignal) -> float:
     """Of one step of one member."""
-    own = tuple(attach(trial) for trial in cohort.trials[:1])
+    own = (attach(_in_one_phase(cohort.trials[0])),)
     with tempfile.TemporaryDirectory() as folder:
         values = cohort.take([0])
         cohort = Cohort("preview", own, own[0], values, "")
         training = CohortTraining(cohort, pathlib.Path(folder), stop, {})
         training.begin()
         return time_of(training, Plan("one by one"), 4)
+
+
+def _in_one_phase(trial: build.Trial) -> build.Trial:
+    """The trial without phases: all its steps as those of the last phase."""
+    stretches = phases(trial.config, len(trial.train_indices))
+    if len(stretches) == 1:
+        return trial
+    config = trial.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.phases, config.unfreeze.groups, config.epochs, config.examples = (), 0, 0.0, 0
+        config.steps, config.batch_size = _steps(trial), stretches[-1].batch_size
+    return dataclasses.replace(trial, config=config.lock())
 
 
 def _between(work: dict[str, int], seconds: dict[str, float], cohort: Cohort) -> float:

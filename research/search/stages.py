@@ -73,7 +73,7 @@ def run(
         for trial, before in zip(longer, members, strict=True):
             if not execution.ledger.ended(trial.name):
                 hand_over(execution.attach(before), trial, folder, execution)
-                execution.alone(execution.attach(trial))
+                execution.run_alone(trial)
         more += longer
     return more
 

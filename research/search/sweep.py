@@ -18,19 +18,26 @@ from ml_collections import ConfigDict
 
 from input_pipeline.cli import UserError
 from research.report import tables
-from research.search.execution import Execution, size_of
+from research.search.execution import Execution, size_of, validation_metrics
 from research.search.front import Objective
 from research.search.points import Claim
 from research.search.trials import OverrideSet, override_sets
 from research.training.build import Trial
 
 SETTINGS = "all_trials.csv"  # the rows of all workers
+_COLUMNS = ("parameters", "bytes", "flops", "steps", "best_step", "train/loss", "train/accuracy", "train/macro_f1")
+_OVER = ("finished", "stopped", "failed")
 _SOURCES = ("trials", "sheet", "zip", "grid", "random")
 
 
 def is_sweep(config: ConfigDict) -> bool:
     """Whether the trials come from a storage, not from lists alone."""
     return bool(config.search.sampler or config.search.storage)
+
+
+def has_lists(config: ConfigDict) -> bool:
+    """Whether `config.search` lists settings."""
+    return any(config.search[source] for source in _SOURCES)
 
 
 def objectives(config: ConfigDict, multi_label: bool) -> list[Objective]:
@@ -48,6 +55,37 @@ def objectives(config: ConfigDict, multi_label: bool) -> list[Objective]:
             raise UserError(f"config.search.objectives has {text!r}; write for example 'min log parameters'.")
         found.append(Objective(rest[-1], word == "max", log))
     return found
+
+
+def check(config: ConfigDict, multi_label: bool, reach: bool) -> None:
+    """Refuses a shared search that cannot begin, before anything is written but the shared storage.
+
+    Args:
+      config: of the study.
+      multi_label: of the data set.
+      reach: whether to try that storage, which makes it where it does not exist.
+
+    Raises:
+      UserError: the sampler has no budget or space, an objective is not understood, or the storage cannot be used.
+    """
+    from research.search import samplers, shared
+
+    search = config.search
+    if search.sampler and search.budget < 1:
+        raise UserError("config.search.sampler needs config.search.budget, the number of settings to try.")
+    found = objectives(config, multi_label)
+    names = validation_metrics(multi_label)
+    columns = [*_COLUMNS, *(f"{split}/{name}" for split in ("validation", "test") for name in names)]
+    if unknown := [objective.column for objective in found if objective.column not in columns]:
+        raise UserError(
+            f"config.search.objectives names {', '.join(unknown)}, which is not known when a trial ends; choose from "
+            f"{', '.join(columns)}."
+        )
+    samplers.load_optuna()
+    if search.sampler:
+        samplers.check(search.sampler, samplers.parse_space(search.space))
+    if search.storage and reach:
+        shared.SharedStudy(search.storage, search.study or config.study, found, worker="check").close()
 
 
 class Sweep:
@@ -74,8 +112,6 @@ class Sweep:
         from research.search import samplers, shared
 
         search = config.search
-        if search.sampler and search.budget < 1:
-            raise UserError("config.search.sampler needs config.search.budget, the number of settings to try.")
         self.config, self.folder, self.expand, self.check, self.execution = config, folder, expand, check, execution
         self.study = shared.SharedStudy(
             search.storage or str(folder / "trials.journal"),
@@ -96,15 +132,15 @@ class Sweep:
           Stopped: a stop was asked for; the same command goes on.
         """
         search, stop = self.config.search, self.execution.stop
-        done = self._done_before()
+        done = {trial.name: trial for trial in self._done_before()}
         with self.study.renewing():
-            if any(search[source] for source in _SOURCES):
+            if has_lists(self.config):
                 self.study.enqueue(override_sets(search))
             for batch in itertools.count():
                 claims = self.study.ask(search.cohort, self._feasible if search.max_parameters else None)
                 if claims:
                     print(f"Batch {batch}: {len(claims)} trials, {self.study.unfinished()} not ended yet.", flush=True)
-                    done += self._train(claims)
+                    done |= {trial.name: trial for trial in self._train(claims)}
                 elif not self.study.unfinished():
                     break
                 else:  # a worker that dies leaves trials to this one
@@ -116,22 +152,28 @@ class Sweep:
         self.study.close()
         if not done:
             raise UserError("the shared search is over and this worker has trained nothing; read another one's report.")
-        return done
+        return list(done.values())
 
     def _done_before(self) -> list[Trial]:
-        """The trials of this worker's ledger."""
+        """The trials that this worker's ledger says are over; others may have gone to another worker since."""
         sets = {}
         for row in self.execution.ledger.known_rows():
             overrides = {key: _frozen(v) for key, v in row["overrides"].items() if key != "search.fold"}
             if row["stage"] == "search":
                 sets[row["setting"]] = OverrideSet(row["setting"], overrides)
-        trials = self.expand(sets=list(sets.values())) if sets else []
+        over = {row["id"] for row in self.execution.ledger.known_rows() if row["status"].startswith(_OVER)}
+        known = self.expand(sets=list(sets.values())) if sets else []
+        self.execution.remember(known)
+        trials = [trial for trial in known if trial.name in over]
         self.execution.ledger.add(trials)
-        return [trial for trial in trials if self.execution.ledger.ended(trial.name)]
+        return trials
 
     def _feasible(self, overrides: dict[str, Any]) -> bool:
-        (trial, *_) = self.expand(sets=[OverrideSet("proposal", overrides)])
-        return size_of(trial) <= self.config.search.max_parameters
+        try:
+            (trial, *_) = self.expand(sets=[OverrideSet("proposal", overrides)])
+            return size_of(trial) <= self.config.search.max_parameters
+        except UserError:  # no model can have it, which is told as its result
+            return True
 
     def _train(self, claims: Sequence[Claim]) -> list[Trial]:
         """Trains a batch and tells the results; a setting that no model can have is told as failed."""

@@ -20,10 +20,15 @@ from research.training.signals import Stopped, StopSignal
 PARAMETERS, LOSSES = 2e-2, 1e-3
 
 GRID = (("optimizer.weight_decay", (0.0, 1e-2)),)
-TRIALS = (
+TRIALS = (  # fmt: skip
     {"name": "plain"},
     {"name": "dropout", "model.head_dropout": 0.3, "seed": 3},
-    {"name": "smooth", "loss.options": ConfigDict({"alpha": 0.5}), "optimizer.beta2": 0.99, "optimizer.learning_rate": 3e-4},
+    {
+        "name": "other",
+        "loss.options": ConfigDict({"alpha": 0.5}),
+        "optimizer.beta2": 0.99,
+        "optimizer.learning_rate": 3e-4,
+    },
 )
 
 
