@@ -18,6 +18,8 @@ Presets:
              folds (77.6, 78.0, 85.5, 94.6, 92.4), pooled 85.5 % [79.9, 90.5] over photographs; majority class 23.8 %,
              colour histogram + logistic regression 51.0 %. Whole photographs are right or wrong, which is why folds
              differ so much.
+    screening  64 settings of tiny networks at 28 px with three seeds each, 600 steps: what searches of the same settings
+             are compared with (tests/benchmarks/halving.py). Two CPU cores: a quarter of an hour.
     small    five folds of networks below 0.5 MB and below 0.05 MB, trained for longer
     single   `folds` without folds: the stored roles
     smoke    eight tiny networks for a few steps
@@ -136,6 +138,26 @@ def _small(config: ConfigDict) -> None:
     config.search.grid = (("model.options.widths", ((8, 12, 16, 24, 28), (12, 24, 48, 96, 80))),)
 
 
+def _screening(config: ConfigDict) -> None:
+    _single(config)
+    config.image_size = 28
+    config.steps = 600
+    config.evaluate_every = config.checkpoint_every = "50 steps"
+    config.log_every = "100 steps"
+    config.optimizer.ema = 0.0
+    config.evaluation.tta = "none"
+    config.search.grid = (
+        (
+            "model.options.widths",
+            ((4, 8), (6, 12), (8, 16), (12, 24), (16, 32), (8, 16, 32), (12, 24, 48), (16, 32, 64)),
+        ),
+        ("optimizer.learning_rate", (1e-3, 3e-3, 1e-2, 3e-2)),
+        ("model.head_dropout", (0.0, 0.3)),
+        ("seed", (0, 1, 2)),
+    )
+    config.search.latency = False
+
+
 def _smoke(config: ConfigDict) -> None:
     _single(config)
     config.demonstration = "smoke: tiny networks for a few steps, to see that everything runs"
@@ -159,6 +181,7 @@ PRESETS = {
     "epochs30": _epochs30,
     "folds": _folds,
     "sheet": _sheet,
+    "screening": _screening,
     "single": _single,
     "small": _small,
     "smoke": _smoke,

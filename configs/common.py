@@ -53,7 +53,13 @@ def default() -> ConfigDict:
             "batch_size": 0,  # 0 = batch_size
         }
     )
-    config.search = ConfigDict(
+    config.search = search()
+    return config
+
+
+def search() -> ConfigDict:
+    """Defaults of `config.search`: which trials a study has, and how they are trained together."""
+    return ConfigDict(
         {
             # The trials are all combinations of what these give; research/search/trials.py tells how they are written.
             "trials": (),  # named override sets, e.g. ({"name": "fixed", "data.normalize": "fixed"}, …)
@@ -95,7 +101,6 @@ def default() -> ConfigDict:
             "fold_fractions": {"validation": 0.1, "calibration": 0.1},  # of the examples outside the test fold
         }
     )
-    return config
 
 
 def model() -> ConfigDict:

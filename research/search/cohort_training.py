@@ -11,7 +11,7 @@ soon as half of the program's places are free.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from input_pipeline.sampling import Sampler
 from research.report.writer import JsonlLog, MetricWriter
 from research.search import plans
 from research.search.cohort import Cohort, with_values
+from research.search.members import Member, narrowed, places, put, to_tree, widened
 from research.search.plans import Plan
 from research.training import begin, build, freezing, inference, progress, schedules, sharding, state
 from research.training.checkpoint import Checkpoints
@@ -32,16 +33,6 @@ from research.training.phases import needs_layers, phases
 from research.training.signals import Clock, Stopped, StopSignal
 
 Judge = Callable[[int, dict[str, list[dict]]], dict[str, str]]
-
-
-@dataclasses.dataclass
-class Member:
-    """What the host remembers of one member; plain values, so that it can stand in a checkpoint's JSON."""
-
-    status: str = "training"  # or "finished", "stopped: …", "failed: …"
-    last_step: int = 0
-    controls: Controls = dataclasses.field(default_factory=Controls)
-    history: list[dict] = dataclasses.field(default_factory=list)
 
 
 class CohortTraining:
@@ -99,7 +90,7 @@ class CohortTraining:
         first = begin.fresh_state(self._with_arrays(), self.layers, self.phase, zeros)
         states = []
         for trial in self.cohort.trials:
-            variables = jax.tree.map(_widened, begin.variables(trial, self.folder, self.stop), shapes)
+            variables = jax.tree.map(widened, begin.variables(trial, self.folder, self.stop), shapes)
             states.append(begin.fresh_state(trial, self.layers, self.phase, variables, first.opt_state))
         return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *states)
 
@@ -116,9 +107,9 @@ class CohortTraining:
             return jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype, sharding=device)
 
         many = jax.tree.map(stacked, one)
-        template = _tree(many, many.evaluated())
+        template = to_tree(many, many.evaluated())
         restored = jax.device_get(self.checkpoints.restore(step, template))
-        self.host = state.from_tree(many, restored["members"])
+        self.host = state.fromto_tree(many, restored["members"])
         self.best = {kind: {k.replace(".", "/"): v for k, v in flat.items()} for kind, flat in restored["best"].items()}
         self.best |= {kind: {} for kind in many.evaluated() if kind not in self.best}
         meta = self.checkpoints.meta(step)
@@ -253,7 +244,7 @@ class CohortTraining:
             training = [(row, index) for row, index in enumerate(self.placed) if index in set(self.alive())]
             if training:
                 rows, indices = map(list, zip(*training, strict=True))
-                self.host = jax.tree.map(lambda whole, part: _put(whole, indices, part[rows]), self.host, found)
+                self.host = jax.tree.map(lambda whole, part: put(whole, indices, part[rows]), self.host, found)
 
     # Numbers
 
@@ -331,7 +322,7 @@ class CohortTraining:
             base = trial.config.optimizer.learning_rate
             if member.controls.observe(trial.config, self.step, row, base):
                 self.best = jax.tree.map(
-                    lambda best, now, i=index: _put(best, [i], now[i : i + 1]), self.best, evaluated
+                    lambda best, now, i=index: put(best, [i], now[i : i + 1]), self.best, evaluated
                 )
             self._write(index, row, {})
             lines.append((row[trial.config.selection], trial.name))
@@ -374,7 +365,7 @@ class CohortTraining:
             "members": [dataclasses.asdict(member) for member in self.members],
         }
         with self.clock.measure("save"):
-            tree = _tree(self.host, self.best)
+            tree = to_tree(self.host, self.best)
             self.checkpoints.save(self.step, tree, json.loads(json.dumps(meta)), self.step)
         self.saved_step = self.step
 
@@ -387,7 +378,7 @@ class CohortTraining:
     def result(self, index: int) -> Best:
         """What a member is evaluated with."""
         own = self.state_of(index)
-        best = jax.tree.map(lambda leaf, like: _narrowed(leaf[index], like), self.best, own.evaluated())
+        best = jax.tree.map(lambda leaf, like: narrowed(leaf[index], like), self.best, own.evaluated())
         return Best(best, self.members[index].controls.best_step, int(own.step), state.fingerprint(own))
 
     def state_of(self, index: int) -> state.TrainState:
@@ -395,40 +386,4 @@ class CohortTraining:
         shapes = begin.shapes(self.cohort.trials[index])
         given = (self._with_arrays(), self.layers, self.phase)
         like = jax.eval_shape(lambda variables: begin.fresh_state(*given, variables), shapes)
-        return jax.tree.map(lambda leaf, own: _narrowed(leaf[index], own), self.host, like)
-
-
-def places(total: int, alive: Sequence[int]) -> list[int]:
-    """Whom the program holds: its size is halved whenever half of its places are free, so that few are compiled.
-
-    A pure function of who trains, so that a resumed cohort runs the program of the uninterrupted one. Places that are
-    free are filled by repeating members, whose copies are ignored.
-    """
-    size = total
-    while size > 1 and len(alive) <= size // 2:
-        size = -(-size // 2)
-    return list(alive) + [alive[-1]] * (size - len(alive))
-
-
-def _widened(leaf: jax.Array, like) -> np.ndarray:
-    """The array in the corner of zeros of the shape of `like`."""
-    wide = np.zeros(like.shape, like.dtype)
-    wide[tuple(map(slice, leaf.shape))] = leaf
-    return wide
-
-
-def _narrowed(leaf: np.ndarray, like) -> np.ndarray:
-    """The corner in the shape of `like`."""
-    return leaf[tuple(map(slice, like.shape))]
-
-
-def _put(whole: np.ndarray, indices: list[int], part: np.ndarray) -> np.ndarray:
-    whole = np.array(whole)
-    whole[indices] = part
-    return whole
-
-
-def _tree(members: state.TrainState, best: dict[str, state.Flat]) -> dict:
-    """The content of a checkpoint: "members" as `state.to_tree`, and the best variables by path."""
-    named = {kind: {k.replace("/", "."): v for k, v in flat.items()} for kind, flat in best.items() if flat}
-    return {"members": state.to_tree(members), "best": named}
+        return jax.tree.map(lambda leaf, own: narrowed(leaf[index], own), self.host, like)

@@ -9,7 +9,8 @@ from configs import hpa
 from research import study
 from research.search import plans
 from research.search.cohort import group
-from research.search.cohort_training import CohortTraining, places
+from research.search.cohort_training import CohortTraining
+from research.search.members import places
 from research.search.planner import candidates_for
 from research.training import sharding
 from research.training.loop import Training
