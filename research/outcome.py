@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from input_pipeline.cli import UserError
 from research.evaluation import predictions
 from research.models.flops import flops
 from research.models.initialize import count_parameters
@@ -15,16 +14,12 @@ from research.report.writer import MetricWriter
 from research.training import build, start_weights
 from research.training.inference import Predictor
 from research.training.loop import Best
-from research.training.progress import validation_metrics
+from research.training.progress import Diverged, validation_metrics
 from research.training.signals import StopSignal
 from research.training.state import flatten
 
 _POSITION = ("trial", "step", "epoch", "phase", "split")
 ROLES = ("validation", "calibration", "test", "unlabelled")
-
-
-class Diverged(UserError):
-    """A trial has no result, because numbers of its model are not finite; others are not concerned."""
 
 
 class Ledger:

@@ -215,6 +215,7 @@ class CohortTraining:
         """Takes the members that train to step `target`."""
         self._place()
         while self.step < target:
+            self.stop.check()  # not at the target, whose log line is still to be written
             count = min(target - self.step, max(self.runner.plan.steps, 8))
             with self.clock.measure("input"):
                 part = [plans.host_batch(next(batches)) for _ in range(count)]
@@ -225,7 +226,6 @@ class CohortTraining:
             with self.clock.measure("step"):
                 self.runner.run(part, np.asarray(rates, np.float32))
             self.step += count
-            self.stop.check()
 
     def _place(self) -> None:
         """Gives the devices those who train, and as many others as the program's size has places for."""

@@ -29,6 +29,7 @@ from research.training.build import Trial
 from research.training.control import MINIMISED, Controls
 from research.training.loop import Best, Training
 from research.training.phases import phases
+from research.training.progress import Diverged
 from research.training.signals import StopSignal
 from research.training.state import TrainState
 
@@ -105,7 +106,7 @@ class Execution:
         """Trains a trial that shares with no other; one that diverges fails by itself where there are others."""
         try:
             self.alone(self.attach(trial))
-        except outcome.Diverged as error:
+        except Diverged as error:
             if len(self.ledger.rows) == 1:
                 raise
             self.ledger.update(trial.name, status=f"failed: {error}")
@@ -180,7 +181,7 @@ class Execution:
             if status == "finished":
                 try:
                     row |= outcome.finish(*given, self.folder, self.mesh, self.stop)
-                except outcome.Diverged as error:
+                except Diverged as error:
                     status = f"failed: {error}"
             elif status.startswith("stopped"):
                 row |= outcome.stopped(*given)

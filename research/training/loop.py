@@ -286,9 +286,9 @@ class Training:
             flush=True,
         )
         if skipped and self.config.nonfinite == "abort":
-            raise UserError(f"Loss or gradient was not finite by step {row['step']}; lower the learning rate.")
+            raise progress.Diverged(f"Loss or gradient was not finite by step {row['step']}; lower the learning rate.")
         if streak >= STREAK:
-            raise UserError(
+            raise progress.Diverged(
                 f"Training diverged: {streak} steps in a row without a finite loss; lower the learning rate."
             )
 
@@ -338,10 +338,10 @@ class Training:
         """Saves state, controls, position and history.
 
         Raises:
-          UserError: the parameters are not finite; the last good checkpoint stays.
+          Diverged: the parameters are not finite; the last good checkpoint stays.
         """
         if not bool(progress.all_finite((self.state.params, self.state.batch_stats))):
-            raise UserError(f"The parameters are not finite at step {self._step()}; lower the learning rate.")
+            raise progress.Diverged(f"The parameters are not finite at step {self._step()}; lower the learning rate.")
         meta = self.meta | {
             "controls": dataclasses.asdict(self.controls),
             "dataset": self.trial.dataset.fingerprint,

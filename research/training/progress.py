@@ -11,6 +11,10 @@ from input_pipeline.cli import UserError
 from research.evaluation import metrics as evaluation_metrics
 
 
+class Diverged(UserError):
+    """A trial has no result, because numbers of its model are not finite; others are not concerned."""
+
+
 def train_metrics(sums: dict[str, np.ndarray]) -> dict[str, float]:
     """Means over the steps since the last log line, from the sums of `steps.train_metrics`."""
     count = max(1.0, float(sums["steps"]))
@@ -39,7 +43,8 @@ def validation_metrics(loss, logits: np.ndarray, labels: np.ndarray, multi_label
       logits: `[n, K]`; labels: int `[n]` or multi-hot `[n, K]`.
 
     Raises:
-      UserError: there are no examples, or the loss is not finite.
+      UserError: there are no examples.
+      Diverged: the loss is not finite.
     """
     if not len(labels):
         raise UserError("No example has the role 'validation'; prepare the data with a validation share.")
@@ -47,7 +52,7 @@ def validation_metrics(loss, logits: np.ndarray, labels: np.ndarray, multi_label
     target = labels if multi_label else np.eye(num_classes, dtype=np.float32)[labels]
     value = float(loss.mean(jnp.asarray(logits), jnp.asarray(target, jnp.float32)))
     if not math.isfinite(value) or not np.isfinite(logits).all():
-        raise UserError("The validation loss is not finite; lower the learning rate.")
+        raise Diverged("The validation loss is not finite; lower the learning rate.")
     scores = np.asarray(jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits), np.float64)
     return {"loss": value} | evaluation_metrics.evaluate(scores, labels, multi_label)
 
