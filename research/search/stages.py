@@ -58,7 +58,7 @@ def run(
     chosen = front_settings(list(execution.ledger.rows.values()), multi)
     more: list[build.Trial] = []
     if search.confirm_seeds:
-        sets = confirmations(trials, chosen, search.confirm_seeds, config.seed)
+        sets = confirmations(trials, chosen, search.confirm_seeds, max(trial.config.seed for trial in trials))
         more = expand(sets=sets, stage="confirm")
         print(
             f"Confirming {len(chosen)} settings of the front with {search.confirm_seeds} fresh seeds each.", flush=True

@@ -169,7 +169,7 @@ def weights_of_classes(trial: Trial) -> np.ndarray | None:
 
 def as_file_name(name: str) -> str:
     """A trial's name as a file name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name)
 
 
 def describe_model(variables: Any) -> str:

@@ -80,7 +80,8 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", 2)
     dataset = open_dataset(arguments.data)
     shared, mesh = study.SharedImages(), sharding.make_mesh(jax.devices()[:1])
-    trials = [shared.attach(trial, mesh) for trial in study.expand(configure(arguments.steps, arguments.kinked), dataset)]
+    config = configure(arguments.steps, arguments.kinked)
+    trials = [shared.attach(trial, mesh) for trial in study.expand(config, dataset)]
     table, alone = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for trial in trials:
