@@ -18,7 +18,7 @@ Presets:
              folds (77.6, 78.0, 85.5, 94.6, 92.4), pooled 85.5 % [79.9, 90.5] over photographs; majority class 23.8 %,
              colour histogram + logistic regression 51.0 %. Whole photographs are right or wrong, which is why folds
              differ so much.
-    screening  64 settings of tiny networks at 28 px with three seeds each, 600 steps: what searches of the same settings
+    screening  64 settings of tiny networks at 28 px, three seeds each, 600 steps: what searches of the same settings
              are compared with (tests/benchmarks/halving.py). Two CPU cores: a quarter of an hour.
     small    five folds of networks below 0.5 MB and below 0.05 MB, trained for longer
     single   `folds` without folds: the stored roles

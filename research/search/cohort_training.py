@@ -109,7 +109,7 @@ class CohortTraining:
         many = jax.tree.map(stacked, one)
         template = to_tree(many, many.evaluated())
         restored = jax.device_get(self.checkpoints.restore(step, template))
-        self.host = state.fromto_tree(many, restored["members"])
+        self.host = state.from_tree(many, restored["members"])
         self.best = {kind: {k.replace(".", "/"): v for k, v in flat.items()} for kind, flat in restored["best"].items()}
         self.best |= {kind: {} for kind in many.evaluated() if kind not in self.best}
         meta = self.checkpoints.meta(step)
