@@ -12,7 +12,6 @@ from research import memory
 if __name__ == "__main__":
     memory.restart_with_huge_pages()
 
-import os
 import pathlib
 import re
 import sys
@@ -21,7 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from input_pipeline import cli
-from research.training.signals import EXIT_STOPPED, Stopped
+from research.training.signals import run_and_leave
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The study: a file of configs/, with presets after a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run folder; default runs/<config name>[-<presets>].")
@@ -69,12 +68,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        cli.run(main)
-    except SystemExit as finished:
-        status = finished.code
-    except Stopped:
-        print("Stopped; run the same command to continue.", file=sys.stderr)
-        status = EXIT_STOPPED
-    sys.stdout.flush()
-    os._exit(status)  # without waiting for threads of a compilation, of grain or of a failed save
+    run_and_leave(main)

@@ -15,14 +15,11 @@ if __name__ == "__main__":
     memory.restart_with_huge_pages()
 
 import argparse
-import os
 import pathlib
-import sys
 from collections.abc import Sequence
 
-from input_pipeline import cli
 from input_pipeline.cli import UserError
-from research.training.signals import EXIT_STOPPED, Stopped, StopSignal
+from research.training.signals import StopSignal, run_and_leave
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -90,12 +87,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        cli.run(main)
-    except SystemExit as finished:
-        status = finished.code
-    except Stopped:
-        print("Stopped; run the same command to continue.", file=sys.stderr)
-        status = EXIT_STOPPED
-    sys.stdout.flush()
-    os._exit(status)  # without waiting for threads of a compilation or of grain
+    run_and_leave(main)

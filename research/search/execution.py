@@ -217,6 +217,7 @@ class Execution:
         total = phases(self.config, len(cohort.trials[0].train_indices))[0].length.steps
 
         def judge(step: int, histories: dict[str, list[dict]]) -> dict[str, str]:
+            """Names and reasons of those who stop."""
             running = {name: _curve(history, total) for name, history in histories.items()}
             before = {row["id"]: [(s / row["steps"], a) for s, a in logged.get(row["id"], [])] for row in rows}
             names = [*before, *running]

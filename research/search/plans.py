@@ -101,6 +101,7 @@ def _lifted(plan: Plan, member: MemberStep) -> Callable:
         return jax.lax.map(one, (values, state, rates), batch_size=plan.chunk if plan.chunk > 1 else None)
 
     def advance(values, state, batches, rates, count, images):
+        """Takes up to S steps."""
         def step(index, state):
             batch = {name: value[index] for name, value in batches.items()}
             shared = member.prepare(batch, state.step[0], images)

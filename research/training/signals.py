@@ -2,10 +2,13 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
+
+from input_pipeline import cli
 
 T = TypeVar("T")
 
@@ -14,6 +17,22 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on request, everything saved; the same
 
 class Stopped(Exception):
     """A stop was asked for; what is to be saved has been saved by the handlers on the way up."""
+
+
+def run_and_leave(main: Callable[[], int]) -> NoReturn:
+    """Runs a command that can be stopped and leaves the process with its exit status.
+
+    Without waiting for threads of a compilation, of grain or of a failed save.
+    """
+    try:
+        cli.run(main)
+    except SystemExit as finished:
+        status = finished.code
+    except Stopped:
+        print("Stopped; run the same command to continue.", file=sys.stderr)
+        status = EXIT_STOPPED
+    sys.stdout.flush()
+    os._exit(status)
 
 
 class StopSignal:
