@@ -7,6 +7,7 @@ zeros.
 """
 
 import math
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from jax.extend import core
 from research.models.lowering import lowering_for
 
 
+@functools.lru_cache(maxsize=256)  # the trials of a search have few architectures
 def flops(model: nn.Module, image_size: int, channels: int) -> int:
     """Operations of the forward pass of one image `[1, image_size, image_size, channels]` up to the logits.
 

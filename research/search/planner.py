@@ -26,7 +26,7 @@ from research.search.plans import Plan
 _STEPS = 16  # in one call of a plan with a loop over steps
 _CHUNKS = (2, 4)
 _WORTH_SECONDS = 20.0  # what a training one by one must still take for the other plans to be tried
-_NEAR = 1.3  # plans this close to the best of a like cohort are tried again, others are not
+_NEAR = 1.15  # plans this close to the best of a like cohort are timed again, others are not
 
 
 class Planner:
@@ -106,10 +106,12 @@ class Planner:
             return candidates
         times = alike[-1]["milliseconds"]
         near = {name for name, value in times.items() if value <= _NEAR * min(times.values())}
-        return [plan for plan in candidates if str(plan) in near or plan.kind == "one by one"]
+        return [plan for plan in candidates if str(plan) in near] or candidates
 
     def _measure(self, training: CohortTraining, candidates: list[Plan]) -> tuple[Plan, dict[Plan, float], str]:
         """Times the plans, each on the members as they are; nothing of it is kept."""
+        if len(candidates) == 1:
+            return candidates[0], {}, "by far the fastest for a like cohort of this run"
         members = len(training.members)
         left = members * (training.length.steps - training.step)
         batches = training.some_batches(_STEPS)
@@ -173,7 +175,8 @@ def _free_bytes() -> int:
 def _kind(cohort: Cohort) -> str:
     """What makes two cohorts so much alike that the slow plans of one need not be tried for the other."""
     config = cohort.trials[0].config
-    return f"{config.model.name} {config.image_size} {config.batch_size}"
+    kernels = config.model.options.get("kernels", "")  # other windows have other winners
+    return f"{config.model.name} {config.image_size} {config.batch_size} {kernels} {len(cohort.trials)}"
 
 
 def _key(cohort: Cohort) -> str:

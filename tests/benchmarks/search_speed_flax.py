@@ -71,7 +71,11 @@ def _optimizer(setting):
 
 
 def make_steps(model):
-    """The jitted training step and evaluation of a shape."""
+    """The jitted start (from a key and one image), training step and evaluation of a shape."""
+
+    def start(key, image):
+        variables = model.init(key, image, 0.0, train=False)
+        return variables, _optimizer({"learning_rate": 0.0, "weight_decay": 0.0}).init(variables["params"])
 
     def train(variables, opt_state, setting, images, labels, key, step):
         augmenting, dropping = jax.random.split(jax.random.fold_in(key, step))
@@ -97,7 +101,7 @@ def make_steps(model):
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.sum(), (logits.argmax(-1) == labels).sum()
 
-    return jax.jit(train, donate_argnums=(0, 1)), jax.jit(evaluate)
+    return jax.jit(start), jax.jit(train, donate_argnums=(0, 1)), jax.jit(evaluate)
 
 
 def score(evaluate, variables, images, labels, size=256):
@@ -120,12 +124,11 @@ def say(**values) -> None:
     print(json.dumps(values), flush=True)
 
 
-def train_one(model, functions, setting, data, arguments) -> None:
+def train_one(functions, setting, data, arguments) -> None:
     """One trial: `arguments.evaluations` stretches of training with a validation after each, then the test."""
-    train, evaluate = functions
+    start, train, evaluate = functions
     key = jax.random.key(0)
-    variables = jax.jit(functools.partial(model.init, train=False))(key, jnp.zeros((1, *data["train"].shape[1:])), 0.0)
-    opt_state = _optimizer(setting).init(variables["params"])
+    variables, opt_state = start(key, np.zeros((1, *data["train"].shape[1:]), np.float32))
     indices, best = batches(data["train_labels"], arguments.batch_size, 0), (np.inf, 0.0, None)
     every = arguments.steps // arguments.evaluations
     for part in range(arguments.evaluations):
@@ -161,7 +164,7 @@ def main() -> None:
         model = SmallCNN(filters, kernel, units, int(data["train_labels"].max()) + 1, arguments.reshape)
         functions = make_steps(model)
         for values in itertools.product(*(grid[name] for name in names)):
-            train_one(model, functions, dict(zip(names, map(np.float32, values), strict=True)), data, arguments)
+            train_one(functions, dict(zip(names, map(np.float32, values), strict=True)), data, arguments)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def train_one(shape, setting, data, arguments) -> None:
     model.compile(
         keras.optimizers.AdamW(setting["learning_rate"], weight_decay=setting["weight_decay"]),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        ["accuracy"],
+        metrics=["accuracy"],
     )
     best = keras.callbacks.EarlyStopping(patience=arguments.evaluations, restore_best_weights=True)
     history = model.fit(
@@ -85,6 +85,7 @@ def train_one(shape, setting, data, arguments) -> None:
         epochs=arguments.evaluations,
         validation_data=(data["validation"], data["validation_labels"]),
         validation_batch_size=256,
+        shuffle=False,
         callbacks=[Marks(), best],
         verbose=0,
     ).history
