@@ -6,8 +6,8 @@ over the padding at an image's edge counts in full. Dilated inputs, as of transp
 zeros.
 """
 
-import math
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
