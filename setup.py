@@ -58,6 +58,7 @@ setup(
             "onnx",
             "onnxruntime",
             "optuna>=5",
+            "psycopg[binary]>=3.2",
             "qwix",
             "safetensors",
         ],

@@ -22,15 +22,25 @@ def initialize(model: nn.Module, key: jax.Array, image_size: int, channels: int)
     Returns:
       `{"params": ..., "batch_stats": ...}`, float32; `batch_stats` is empty for a model without BatchNorm.
     """
-    variables = _draw(model, key, image_size, channels)
+    # A model that holds traced values, such as a dropout rate under `vmap`, is part of its caller's program.
+    draw = _drawn if _is_hashable(model) else _drawn.__wrapped__
+    variables = draw(model, key, image_size, channels)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
-def _draw(model: nn.Module, key: jax.Array, image_size: int, channels: int) -> dict[str, Any]:
+def _drawn(model: nn.Module, key: jax.Array, image_size: int, channels: int) -> dict[str, Any]:
     # The forward pass inside `init` only gives the shapes: under `jit` XLA removes it as dead code.
     images = jnp.zeros((1, image_size, image_size, channels))
     return drawn_together(lambda: model.init({"params": key}, {"image": images}, train=False), key)
+
+
+def _is_hashable(model: nn.Module) -> bool:
+    try:
+        hash(model)
+    except TypeError:
+        return False
+    return True
 
 
 def count_parameters(params: Any) -> int:
