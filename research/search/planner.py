@@ -61,7 +61,9 @@ class Planner:
             atomic_write(self.file, json.dumps({"cohorts": self.records}, indent=1) + "\n")
         plan = Plan(**record["settings"])
         if cohort.name not in self._said:
-            print(f"{cohort.name}: {len(cohort.trials)} members, plan {plan}; {record['reason']}.", flush=True)
+            times = ", ".join(f"{name} {value:.2f}" for name, value in record["milliseconds"].items())
+            why = record["reason"] + (f" (ms per model and step: {times})" if times else "")
+            print(f"{cohort.name}: {len(cohort.trials)} members, plan {plan}; {why}.", flush=True)
             self._said.add(cohort.name)
         return plan
 
@@ -129,8 +131,7 @@ class Planner:
             if plan.kind == "one by one" and left * times[plan] < _WORTH_SECONDS:
                 return plan, times, f"{left * times[plan]:.0f} s of training are not worth a comparison"
         chosen = min(times, key=times.get)
-        reason = "ms per model and step: " + ", ".join(f"{plan} {1000 * value:.2f}" for plan, value in times.items())
-        return chosen, times, "; ".join([reason, *skipped])
+        return chosen, times, "; ".join([f"the fastest of {len(times)} that were timed", *skipped])
 
 
 def candidates_for(members: int, devices: int) -> list[Plan]:
