@@ -20,7 +20,8 @@ Presets:
              differ so much.
     screening  64 settings of tiny networks at 28 px, three seeds each, 600 steps: what searches of the same settings
              are compared with (tests/benchmarks/halving.py). Two CPU cores: a quarter of an hour.
-    small    five folds of networks below 0.5 MB and below 0.05 MB, trained for longer
+    small    five folds of a network below 0.05 MB and one below 0.5 MB, trained longer. Two busy CPU cores: 65 minutes.
+             Measured: pooled test accuracy 84.0 % [78.4, 89.0] with 51,120 bytes, 85.8 % [80.4, 90.8] with 500,960
     single   `folds` without folds: the stored roles
     smoke    eight tiny networks for a few steps
 """
