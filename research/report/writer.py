@@ -10,7 +10,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -186,14 +186,15 @@ class JsonlLog:
         if os.write(self._descriptor, data) != len(data):
             raise OSError(28, "No space left on device", str(self._path))
 
-    def truncate_after(self, trial: str, step: int) -> int:
-        """Takes away the rows of `trial` after `step` (-1: all of them), atomically; other trials' rows stay.
+    def truncate_after(self, trial: str | Collection[str], step: int) -> int:
+        """Takes away the rows of a trial or of several after `step` (-1: all), atomically; other trials' rows stay.
 
         To be called with the step of the restored checkpoint: the resumed run writes those rows again.
         Returns the number of rows taken away.
         """
+        names = {trial} if isinstance(trial, str) else set(trial)
         rows = read_jsonl(self._path)
-        kept = [row for row in rows if row["trial"] != trial or row["step"] <= step]
+        kept = [row for row in rows if row["trial"] not in names or row["step"] <= step]
         if len(kept) < len(rows):
             self.close()
             lines = [json.dumps(_to_json(row), allow_nan=False, ensure_ascii=False) + "\n" for row in kept]

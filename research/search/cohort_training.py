@@ -141,8 +141,8 @@ class CohortTraining:
         self.log = JsonlLog(self.folder / "metrics.jsonl")
         self.writers = []
         try:
+            self.log.truncate_after({trial.name for trial in self.cohort.trials}, -1)
             for trial, member in zip(self.cohort.trials, self.members, strict=True):
-                self.log.truncate_after(trial.name, -1)
                 for row in member.history:
                     self.log.append(row)
                 path = self.folder / "tensorboard" / trial.name
@@ -153,6 +153,8 @@ class CohortTraining:
                 self.save()
             raise
         finally:
+            self.runner.release()
+            self.placed = []
             self.log.close()
             for writer in self.writers:
                 writer.close()

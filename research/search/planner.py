@@ -126,8 +126,10 @@ class Planner:
             runner.compile(batches)
             if (needed := runner.bytes_needed()) > RAM_SHARE * _free_bytes():
                 skipped.append(f"{plan} needs {needed / 2**30:.1f} GiB")
+                runner.release()
                 continue
             times[plan] = _time(runner, batches, members)
+            runner.release()  # the next plan needs the room for its own copy of the members
             if plan.kind == "one by one" and left * times[plan] < _WORTH_SECONDS:
                 return plan, times, f"{left * times[plan]:.0f} s of training are not worth a comparison"
         chosen = min(times, key=times.get)

@@ -102,6 +102,7 @@ def _lifted(plan: Plan, member: MemberStep) -> Callable:
 
     def advance(values, state, batches, rates, count, images):
         """Takes up to S steps."""
+
         def step(index, state):
             batch = {name: value[index] for name, value in batches.items()}
             shared = member.prepare(batch, state.step[0], images)
@@ -183,6 +184,10 @@ class Lifted:
         """The members on the host, `[n, …]`."""
         return jax.tree.map(lambda leaf: np.asarray(leaf)[: self.count], jax.device_get(self.members))
 
+    def release(self) -> None:
+        """Gives the memory of the members back; the programs stay."""
+        self.members = self.values = self._source = self.images = None
+
     def bytes_needed(self) -> int:
         """Memory of the program beside the state, on each device."""
         analysis = self.program.memory_analysis()
@@ -209,16 +214,21 @@ class OneByOne:
         self.images = {device: None if images is None else jax.device_put(images, device) for device in set(at)}
 
     def compile(self, batches: list[dict[str, np.ndarray]]) -> None:
-        """Makes the programs for batches like these, by taking a step of no length and forgetting it."""
-        kept = jax.tree.map(lambda leaf: leaf.copy(), self.members)
-        self.stop.interruptible(lambda: self.run(batches[:1], np.zeros((1, self.count), np.float32)))
-        self.members = kept
+        """Makes the programs for batches like these, by a step of a copy of each device's first member."""
+
+        def step_once() -> None:
+            for device, first in self._firsts().items():
+                copy = jax.tree.map(lambda leaf: leaf.copy(), self.members[first])
+                shared = self._prepare(jax.device_put(batches[0], device), copy.step, self.images[device])
+                jax.block_until_ready(self._step(self.values[first], copy, shared, np.float32(0)))
+
+        self.stop.interruptible(step_once)
 
     def run(self, batches: list[dict[str, np.ndarray]], rates: np.ndarray) -> None:
         """Takes one step per batch; rates `[S, n]`."""
         for batch, rate in zip(batches, rates, strict=True):
             shared = {}
-            for device, first in {device: i for i, device in reversed(list(enumerate(self.at)))}.items():
+            for device, first in self._firsts().items():
                 here = jax.device_put(batch, device)
                 shared[device] = self._prepare(here, self.members[first].step, self.images[device])
             for i, device in enumerate(self.at):
@@ -227,6 +237,14 @@ class OneByOne:
     def state(self) -> TrainState:
         """The members on the host, `[n, …]`."""
         return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(self.members))
+
+    def _firsts(self) -> dict:
+        """The first member of each device."""
+        return {device: i for i, device in reversed(list(enumerate(self.at)))}
+
+    def release(self) -> None:
+        """Gives the memory of the members back; the programs stay."""
+        self.members, self.values, self.images = [], [], {}
 
     def bytes_needed(self) -> int:
         """Memory beside the state: that of one member, which fits as a training of its own would."""

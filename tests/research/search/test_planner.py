@@ -30,15 +30,20 @@ class Runner:
     def bytes_needed(self):
         return self.needed
 
+    def release(self):
+        self.released = True
+
 
 def training_of(name="cohort-1", members=8, steps=10_000, signature="a", needed=None, kernels=3):
     config = {"image_size": 28, "batch_size": 32, "model": {"name": "grid_cnn", "options": {"kernels": kernels}}}
     trials = tuple(types.SimpleNamespace(name=f"{name}-{i}", config=ConfigDict(config)) for i in range(members))
     cohort = Cohort(name, trials, trials[0], {"seed": np.zeros(members)}, signature)
+    runners = {}
     return types.SimpleNamespace(
-        cohort=cohort, members=trials, step=0, host=None, trial=types.SimpleNamespace(images=None), stop=StopSignal(),
+        cohort=cohort, runners=runners, members=trials, step=0, host=None, stop=StopSignal(),
+        trial=types.SimpleNamespace(images=None),
         length=types.SimpleNamespace(steps=steps), some_batches=lambda count: [None] * count,
-        runner_of=lambda plan: Runner(plan, (needed or {}).get(plan.kind, 0)),
+        runner_of=lambda plan: runners.setdefault(plan, Runner(plan, (needed or {}).get(plan.kind, 0))),
     )  # fmt: skip
 
 
@@ -79,8 +84,9 @@ def test_a_damaged_cache_is_as_good_as_none(clock, tmp_path):
 
 
 def test_what_does_not_fit_is_passed_over(clock, tmp_path):
-    plan = Planner(tmp_path, "auto", None).choose(training_of(needed={"map": 2**60, "scan": 2**60}))
-    assert plan.kind == "unrolled"
+    training = training_of(needed={"map": 2**60, "scan": 2**60})
+    assert Planner(tmp_path, "auto", None).choose(training).kind == "unrolled"
+    assert all(runner.released for runner in training.runners.values())
     reason = json.loads((tmp_path / "plan.json").read_text())["cohorts"][0]["reason"]
     assert "GiB" in reason
 
