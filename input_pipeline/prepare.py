@@ -326,6 +326,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="options of the study"
     )
     parser.add_argument(
+        "--fractions", nargs="+", default=[], metavar="ROLE=SHARE",
+        help="of the roles to carve (default " + " ".join(f"{role}={share}" for role, share in FRACTIONS.items()) + ")",
+    )  # fmt: skip
+    parser.add_argument(
         "--max_bad", type=float, default=MAX_BAD, help=f"stop above this share of bad images (default {MAX_BAD})"
     )
     parser.add_argument(
@@ -340,14 +344,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _options(pairs: Sequence[str]) -> dict[str, str]:
+def _pairs(flag: str, pairs: Sequence[str]) -> dict[str, str]:
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise UserError(f"--set {pair} is no KEY=VALUE pair.")
+            raise UserError(f"{flag} {pair} is no KEY=VALUE pair.")
         options[key] = value
     return options
+
+
+def _shares(pairs: Sequence[str]) -> dict[str, float]:
+    try:
+        return {role: float(share) for role, share in _pairs("--fractions", pairs).items()}
+    except ValueError as error:
+        raise UserError(f"--fractions {' '.join(pairs)}: write shares as numbers, such as test=0.2.") from error
 
 
 def _summary(report: dict, out: str) -> str:
@@ -376,7 +387,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         workers=flags.workers,
         seed=flags.seed,
         folds=flags.folds,
-        options=_options(flags.set),
+        options=_pairs("--set", flags.set),
+        fractions=_shares(flags.fractions),
         max_bad=flags.max_bad,
         max_pixels=flags.max_pixels,
         near_duplicates=flags.duplicates == "near",

@@ -9,6 +9,7 @@ examples nor anything but the seed decides.
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -245,6 +246,44 @@ def assign_folds(
     _fill_empty(subset, names, [f"fold {fold}" for fold in range(k)], seed)
     folds[chosen] = subset
     return folds
+
+
+def fold_roles(
+    labels: Sequence,
+    groups: Sequence[str],
+    folds: np.ndarray,
+    fold: int,
+    fractions: Mapping[str, float],
+    seed: int,
+    multi_label: bool,
+) -> list[str]:
+    """Roles of one fold of a cross-validation.
+
+    `fold` is test. `validation` and `calibration` come from the folds after it, cyclically, as few as they fill, and
+    the rest trains. So the k validation sets of a cross-validation overlap as little as they can, not at all if they
+    fit into one fold, and their mean rests on as many groups as possible; carving each anew from all that is not tested
+    would serve the same few groups again and again.
+
+    Args:
+        labels, groups, seed, multi_label: see `assign_roles`.
+        folds: int `[N]`, 0..k-1, no group in two.
+        fold: which is tested.
+        fractions: shares of "validation" and "calibration" of the examples outside the test fold.
+
+    Returns:
+        N roles, as `assign_roles`.
+
+    Raises:
+        UserError: see `assign_roles`.
+    """
+    k = int(np.max(folds)) + 1
+    share = math.fsum(fractions.values())
+    donors = min(math.floor(share * (k - 1) + 1e-9) + 1, k - 1)  # one more than they fill: some of it still trains
+    ahead = (np.asarray(folds) - fold) % k  # 0: tested, 1: the next fold, …
+    # Shares are of all but the test fold, and only so many of the k - 1 others give.
+    scaled = {role: fraction * (k - 1) / donors for role, fraction in fractions.items()}
+    fixed = ["test" if a == 0 else "train" if a > donors else None for a in ahead]
+    return assign_roles(labels, groups, fixed, scaled, seed, multi_label)
 
 
 def study_split(study: str, roles: Sequence[str], seed: int | None = None) -> StudySplit:

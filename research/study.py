@@ -198,8 +198,7 @@ def _paths(tree: dict, prefix: str = "") -> set[str]:
 def with_roles(config: ConfigDict, dataset: Dataset, fold: int | None, seed: int) -> Dataset:
     """The data set with the roles of a fold (dealt by `seed`), of the study's own (leaky) split, or as stored.
 
-    Fold k: groups are dealt to folds over all labelled examples; fold k is `test`, `validation` and `calibration` are
-    carved from the rest by group.
+    Groups are dealt to folds over all labelled examples; see `splits.fold_roles`.
     """
     if config.data.split == "study":
         return dataset.with_roles(splits.study_split(config.study, dataset.roles).roles)
@@ -211,14 +210,11 @@ def with_roles(config: ConfigDict, dataset: Dataset, fold: int | None, seed: int
     k = config.search.folds
     stored = dataset.folds[where]
     folds = (
-        stored
-        if stored.max(initial=-1) + 1 == k
-        else np.asarray(splits.assign_folds(labels, groups, k, seed, dataset.multi_label))
+        stored if stored.max(initial=-1) + 1 == k else splits.assign_folds(labels, groups, k, seed, dataset.multi_label)
     )
-    fixed = ["test" if f == fold else None for f in folds]
     fractions = config.search.fold_fractions.to_dict()
     roles = np.array(dataset.roles, dtype=object)
-    roles[where] = splits.assign_roles(labels, groups, fixed, fractions, seed, dataset.multi_label)
+    roles[where] = splits.fold_roles(labels, groups, folds, fold, fractions, seed, dataset.multi_label)
     return dataset.with_roles(roles)
 
 

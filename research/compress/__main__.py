@@ -4,9 +4,10 @@
         --sparsity=0.5,0.8 --keep=0.5
 
 writes RUN/compressed.csv (columns of trials.csv and those of research/compress/candidates.py), RUN/compressed/ (a
-safetensors file for each candidate) and predictions like those of the trials. Methods joined by a plus follow each
-other: --methods=channels+int8. The same command continues where it stopped. Exit status: 0 finished, 2 a mistake in
-command or run folder, 75 stopped by SIGTERM or Ctrl-C, everything finished saved.
+safetensors file for each candidate) and predictions like those of the trials, and writes the run's report again, with
+the candidates on its fronts. Methods joined by a plus follow each other: --methods=channels+int8. The same command
+continues where it stopped. Exit status: 0 finished, 2 a mistake in command or run folder, 75 stopped by SIGTERM or
+Ctrl-C, everything finished saved.
 """
 
 from research import memory
@@ -15,6 +16,7 @@ if __name__ == "__main__":
     memory.restart_with_huge_pages()
 
 import argparse
+import json
 import pathlib
 from collections.abc import Sequence
 
@@ -61,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from research import study  # imports JAX; --help and mistakes in flags answer without
     from research.compress import candidates, runs, timing
     from research.compress.finetune import Settings
+    from research.report import assemble
     from research.run_folder import RunFolder
     from research.training import compilation, sharding
 
@@ -82,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{len(trials)} trial(s), {len(wanted)} candidate(s) of each, in {folder.path}", flush=True)
     for trial in trials:
         candidates.compress(run, shared.attach(trial, mesh), wanted, options, mesh, stop)
+    if (workdir / "report" / "metrics.json").exists():  # the candidates join the fronts of the run's report
+        environment = json.loads((workdir / "environment.json").read_text(encoding="utf-8"))
+        assemble.report(folder.path, run.config, list(run.trials.values()), environment, stop)
     print(f"Finished: {workdir / candidates.TABLE}")
     return 0
 

@@ -15,7 +15,9 @@ from input_pipeline.cli import UserError
 from research import study
 from research.models.initialize import initialize
 from research.report import tables
-from research.search.front import non_dominated
+from research.search import stages, sweep
+from research.search.sheets import tuples
+from research.search.trials import recorded_sets
 from research.settings import validate
 from research.training import build, start_weights
 from research.training.checkpoint import Checkpoints
@@ -40,7 +42,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     except ValueError as error:
         raise UserError(f"{file} is not readable JSON; restore it or name another --workdir.") from error
     try:
-        config = ConfigDict(_tuples(content)).lock()
+        config = ConfigDict(tuples(content)).lock()
         validate(config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -48,12 +50,6 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
             "name another --workdir."
         ) from error
     return config
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(map(_tuples, value))
-    return {key: _tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +78,8 @@ def open_run(workdir: pathlib.Path) -> Run:
     config = read_config(workdir)
     rows = {row["id"]: row for row in tables.read_trials_csv(workdir / "trials.csv")}
     dataset = study.open_data(config, workdir)
-    trials = study.expand(config, dataset, start_weights.read_records(workdir))
+    sampled = recorded_sets(rows.values()) if sweep.is_sweep(config) else None
+    trials = study.expand(config, dataset, start_weights.read_records(workdir), sampled)
     return Run(workdir, config, {trial.name: trial for trial in trials}, rows)
 
 
@@ -105,18 +102,10 @@ def chosen(run: Run, names: str) -> list[build.Trial]:
 
 
 def _front(run: Run) -> list[str]:
-    finished = [row for name, row in run.rows.items() if row.get("status") == "finished" and name in run.trials]
-    scores = [_score(row) for row in finished]
-    usable = [(row, score) for row, score in zip(finished, scores, strict=True) if score is not None]
-    if not usable:
-        return []
-    front = non_dominated(np.array([[row["parameters"], -score] for row, score in usable], float))
-    return [row["id"] for (row, _), on_front in zip(usable, front, strict=True) if on_front]
-
-
-def _score(row: Mapping[str, Any]) -> float | None:
-    metrics = row["metrics"].get("validation", {})
-    return metrics.get("accuracy", metrics.get("macro_f1"))
+    """The trials of the settings on the front, all folds of each."""
+    multi_label = any(trial.dataset.multi_label for trial in run.trials.values())
+    settings = stages.front_settings(list(run.rows.values()), multi_label)
+    return [name for name, trial in run.trials.items() if trial.setting in settings]
 
 
 def load(trial: build.Trial, folder: pathlib.Path, mesh, stop: StopSignal) -> dict[str, Flat]:
@@ -175,7 +164,7 @@ def changed_trial(trial: build.Trial, overrides: Mapping[str, Any]) -> build.Tri
     if not overrides:
         return trial
     config = ConfigDict(trial.config.to_dict())
-    overrides = {key: _tuples(value) for key, value in overrides.items()}
+    overrides = {key: tuples(value) for key, value in overrides.items()}
     for key, value in overrides.items():
         *groups, last = key.split(".")
         place = config

@@ -59,20 +59,21 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
         "files": {"trials.csv": "one row per trial", "metrics.jsonl": "loss and metrics by step",
                   "predictions/": "logits by image and role", "tensorboard/": "curves, images, PR curves"},
     }  # fmt: skip
-    search = None
+    search, compared = None, {name: [trial.name for trial in own] for name, own in settings.items()}
     if len(settings) > 1:
-        stop.check()
         context["provenance"]["statements"].append(
             f"The setting is the best of {len(settings)} by {config.selection} on validation; that flatters its "
             "figures there, not those of test."
         )
+    if len(settings) > 1 or (folder / "compressed.csv").exists():
+        stop.check()
         search = search_report.build(folder, ledger, config, multi_label)
         context["files"] |= search.files
-        settings = choice.compared(settings, chosen, search.members)
+        compared = choice.compared(compared, chosen, search.members) | search.compressed
     if scored is not None:
         stop.check()
         context |= _scored_parts(folder, config, members, scored, stop, context["figures"])
-        _comparison(folder, settings, evaluation, scored, context)
+        _comparison(folder, compared, evaluation, scored, context)
     if (folder / start_weights.RECORD).exists():
         context["files"][start_weights.RECORD] = "pretrained weights by trial: file, hash, what was loaded and replaced"
     if submission(folder, config, members):
@@ -335,12 +336,12 @@ def _mistakes(out: pathlib.Path, dataset, scored) -> list[dict]:
     return rows
 
 
-def _comparison(folder, settings: dict, evaluation, scored, context: dict) -> None:
-    """Draws all settings and the baselines on the first headline metric."""
+def _comparison(folder, compared: dict, evaluation, scored, context: dict) -> None:
+    """Draws settings (their trials' names) and the baselines on the first headline metric."""
     metric = context["headline"][0]["name"]
     rows = []
-    for name, members in settings.items():
-        own = score.score(folder, [t.name for t in members], scored.multi_label, evaluation)
+    for name, members in compared.items():
+        own = score.score(folder, members, scored.multi_label, evaluation)
         if own is not None:
             rows.append({"name": name, "kind": "model"} | score.estimates(own, evaluation.bootstrap)[metric])
     for baseline in context.get("baselines", []):

@@ -39,11 +39,14 @@ def choose(settings: dict, ledger: list[dict], metric: str) -> str:
     return (min if metric in MINIMISED else max)(means, key=means.get)
 
 
-def compared(settings: dict, chosen: str, front: list[str]) -> dict:
-    """The chosen setting and those of the front, evenly thinned out; all settings where there are few."""
+def compared(settings: dict[str, list[str]], chosen: str, front: list[str]) -> dict[str, list[str]]:
+    """The chosen setting and those of the front, evenly thinned out; all settings where there are few.
+
+    Settings are given, and returned, with the names of their trials; `front` names trials.
+    """
     if len(settings) <= MOST:
         return settings
-    names = [name for name, members in settings.items() if name != chosen and any(t.name in front for t in members)]
+    names = [name for name, members in settings.items() if name != chosen and set(members) & set(front)]
     if len(names) > MOST:
         names = [names[i] for i in np.linspace(0, len(names) - 1, MOST).round().astype(int)]
     return {name: settings[name] for name in [chosen, *names]}

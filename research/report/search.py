@@ -1,7 +1,8 @@
 """What did a search find, what did it cost, and how sure is it?
 
-The search part of `report/index.html`, from the files of a run folder alone: the ledger, `metrics.jsonl`, `plan.json`,
-`rungs.json` and, for the confirmed front, the predictions. A part whose file or columns are missing is left out.
+The search part of `report/index.html`, from the files of a run folder alone: the ledger, `compressed.csv`,
+`metrics.jsonl`, `plan.json`, `rungs.json` and, for the confirmed front, the predictions. A part whose file or columns
+are missing is left out.
 
 A point of a front is one candidate: a setting (the mean over its folds), a setting trained longer (stage "extend") or a
 compressed one (stage "compress"). Everything here but the confirmed front is of the validation role.
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from research.report import confirmed, markup, search_cost, search_plots
+from input_pipeline.cli import atomic_write
+from research.report import confirmed, markup, search_cost, search_plots, tables
 from research.report.plots import metric_name
 from research.report.writer import read_jsonl
 from research.search import front as fronts
@@ -32,6 +34,7 @@ COSTS = {
     "latency_p50_ms": "latency of one image on one thread (ms)",
     "bytes": "bytes",
 }
+CANDIDATES = pathlib.Path("report/candidates.csv")
 _FRONT_STAGES = ("search", "extend", "compress")
 _MOST_CURVES = 12
 _MEASURED = ("steps", "train_seconds", "peak_memory_bytes", "latency_p95_ms")
@@ -47,6 +50,7 @@ class Search:
       figures: as in `research.report.context.Figure`.
       data: for `metrics.json`.
       members: trials of the default front, in its order.
+      compressed: compressed candidates of any front -> their rows' ids.
       files: written beside, path in the run folder -> what it is.
     """
 
@@ -55,6 +59,7 @@ class Search:
     figures: list[dict]
     data: dict[str, Any]
     members: list[str]
+    compressed: dict[str, list[str]]
     files: dict[str, str]
 
 
@@ -63,13 +68,14 @@ def build(folder: pathlib.Path, ledger: Sequence[Mapping[str, Any]], config, mul
 
     Args:
       folder: the run folder.
-      ledger: its rows, as in `research.report.tables`.
+      ledger: the rows of `trials.csv`, as in `research.report.tables`.
       config: the study's. multi_label: the task.
     """
-    table = candidates(ledger)
+    everything = [*ledger, *compressed_rows(folder)]
+    table = candidates(everything)
     log = read_jsonl(folder / "metrics.jsonl")
     found = find_fronts(table, multi_label)
-    parts, figures = [_summary(ledger, table)], []
+    parts, figures = [_summary(everything, table)], []
     data: dict[str, Any] = {"candidates": len(table), "fronts": {}}
     members: list[str] = []
     for cost, front in found.items():
@@ -79,7 +85,7 @@ def build(folder: pathlib.Path, ledger: Sequence[Mapping[str, Any]], config, mul
         default = next(iter(found.values()))
         members = [table["ids"].iloc[row][0] for row in default.rows]
         figures += _curves(folder, table, default, log)
-        figures += _volume(folder, ledger, table, default, log, data)
+        figures += _volume(folder, everything, table, default, log, data)
     rows = confirmed.confirmed(folder, ledger, multi_label, config.evaluation, config.seed)
     if rows:
         metric = "macro_f1" if multi_label else "accuracy"
@@ -90,13 +96,20 @@ def build(folder: pathlib.Path, ledger: Sequence[Mapping[str, Any]], config, mul
         data["confirmed"] = rows
     parts.append(search_cost.plan_section(_read_json(folder / "plan.json"), ledger, data))
     parts.append(search_cost.rungs_section(_read_json(folder / "rungs.json"), ledger))
-    files = {}
+    files = write_candidates(folder, table)
     if config.study == "blood_cells":
         pictures, data["claims"] = study_outputs.write(folder)
         figures += pictures
         parts.append(_claims_section(data["claims"]))
         files["metrics_log.csv"] = "the study's own log: losses, accuracies and size of every model"
-    return Search("".join(parts), _trials_table(ledger), figures, data, members, files)
+    return Search(
+        "".join(parts), _trials_table(everything), figures, data, members, _compressed_members(table, found), files
+    )
+
+
+def _compressed_members(table: pd.DataFrame, found: Mapping[str, Front]) -> dict[str, list[str]]:
+    rows = sorted({row for front in found.values() for row in front.rows if table["stage"].iloc[row] == "compress"})
+    return {table["candidate"].iloc[row]: table["ids"].iloc[row] for row in rows}
 
 
 def _claims_section(claims: Sequence[str]) -> str:
@@ -116,19 +129,19 @@ def candidates(ledger: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
     A candidate counts when none of its folds failed and all have figures of validation, also if they were stopped.
 
-    Columns: candidate, stage, line (of `trials.csv`, of its first trial), ids (list), overrides (dict), steps and
-    train_seconds (sums), the costs and `<split>/<metric>` of train and validation.
+    Columns: candidate, stage, ids (list), overrides (dict), steps and train_seconds (sums), the costs and
+    `<split>/<metric>` of train and validation.
     """
     groups: dict[tuple[str, str], dict[str, Any]] = {}
-    for number, row in enumerate(ledger):
+    for row in ledger:
         stage = row.get("stage", "search")
         if stage not in _FRONT_STAGES:
             continue
         overrides = dict(row.get("overrides") or {})
         fold = overrides.pop("search.fold", None)
-        name = str(row["id"]) if fold is None else re.sub(r"-fold\d+$", "", str(row["id"]))
+        name = str(row["id"]) if fold is None else re.sub(rf"-fold{fold}(?=-|$)", "", str(row["id"]))
         own = groups.setdefault((stage, name), {
-            "candidate": row.get("setting", name) if stage == "search" else name, "stage": stage, "line": number + 2,
+            "candidate": row.get("setting", name) if stage == "search" else name, "stage": stage,
             "ids": [], "overrides": overrides, "numbers": [], "whole": True,
         })  # fmt: skip
         own["ids"].append(row["id"])
@@ -146,6 +159,26 @@ def candidates(ledger: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         names = dict.fromkeys(name for entry in numbers for name in entry)
         rows.append(own | {name: _over_folds(name, [entry.get(name) for entry in numbers]) for name in names})
     return pd.DataFrame(rows)
+
+
+def compressed_rows(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of `compressed.csv` as those of a ledger: their steps are those of their fine-tuning alone."""
+    file = folder / "compressed.csv"
+    rows = tables.read_trials_csv(file) if file.exists() else []
+    return [row | {"steps": row.get("finetune_steps") or 0} for row in rows]
+
+
+def write_candidates(folder: pathlib.Path, table: pd.DataFrame) -> dict[str, str]:
+    """The candidates as a CSV that `research.search.pareto` reads, its lines those that the fronts name.
+
+    Returns:
+      Its path in the run folder -> what it is; nothing is written of no candidates.
+    """
+    if not len(table):
+        return {}
+    text = table.drop(columns="ids").assign(overrides=table["overrides"].map(json.dumps)).to_csv(index=False)
+    atomic_write(folder / CANDIDATES, text)
+    return {str(CANDIDATES): "one row per candidate: settings with the means of their folds, compressed models"}
 
 
 def _over_folds(name: str, values: Sequence[Any]) -> float:
@@ -172,7 +205,7 @@ def find_fronts(table: pd.DataFrame, multi_label: bool = False) -> dict[str, Fro
         if values.notna().sum() < 2 or (cost == "bytes" and not (table["stage"] == "compress").any()):
             continue
         objectives = [Objective(cost, False, bool(values.min() > 0)), Objective(score, True, False)]
-        front = pareto.find(table, table["line"].to_numpy(), objectives)
+        front = pareto.find(table, np.arange(len(table)) + 2, objectives)
         numbers = {name: [_plain(value) for value in table[name]] for name in (cost, score)}
         found[cost] = dataclasses.replace(front, table=shown.assign(**numbers))
     return found
@@ -231,7 +264,8 @@ def _front_section(cost: str, found: Front, is_default: bool) -> str:
     sentences = "".join(f"<p>{markup.text(sentence)}</p>\n" for sentence in front_report.sentences(found))
     title = markup.text(f"{names[0]} against {names[1]}")
     content = (
-        f'{sentences}<p class="soft">Rest the pointer on a point to read its setting; lines are of trials.csv.</p>\n'
+        f'{sentences}<p class="soft">Rest the pointer on a point to read its setting; '
+        f"lines are of {CANDIDATES}.</p>\n"
         + front_report.plot(found, 0, 1)
         + markup.table(columns, rows, "Beaten by none; the knee is bold.", chosen=int(found.lines[found.knee]))
     )
@@ -329,8 +363,9 @@ def _trials_table(ledger: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for number, row in enumerate(ledger, 2):
         overrides, metrics = row.get("overrides") or {}, row.get("metrics") or {}
+        line = number if row.get("stage") != "compress" else None  # those stand in compressed.csv
         rows.append(
-            {"id": str(row["id"]), "line": number}
+            {"id": str(row["id"]), "line": line}
             | {f"o:{key}": _number(overrides.get(key)) for key in keys}
             | {name: row.get(name) for name in fixed}
             | {f"{split}/{name}": metrics.get(split, {}).get(name) for split, name in scores}
@@ -339,7 +374,9 @@ def _trials_table(ledger: Sequence[Mapping[str, Any]]) -> str:
     columns |= {f"{split}/{name}": f"{split} {metric_name(name)}" for split, name in scores}
     columns |= {name: name.replace("_", " ") for name in fixed}
     columns = {key: name for key, name in columns.items() if any(row[key] is not None for row in rows)}
-    caption = "Every trial; click on a heading to sort. trials.csv has all columns, those of test included."
+    caption = (
+        "Every trial; click on a heading to sort. trials.csv and compressed.csv have all columns, also of test."
+    )
     return markup.table(columns, rows, caption)
 
 

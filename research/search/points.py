@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from research.search.front import Objective
+from research.search.sheets import tuples
 
 # Where a trial's facts stand among its system attributes.
 KEY, NAME, OVERRIDES, WORKER, GENERATION, GONE = (
@@ -52,7 +53,7 @@ class Point:
         return Claim(
             self.trials[0].number,
             attributes[NAME].format(self.trials[0].number),
-            {key: _frozen(value) for key, value in attributes[OVERRIDES].items()},
+            {key: tuples(value) for key, value in attributes[OVERRIDES].items()},
             trial._trial_id,
         )
 
@@ -60,11 +61,6 @@ class Point:
 def is_gone(trial) -> bool:
     """Whether a trial was ended because it is not to count."""
     return trial.state.name == "FAIL" and GONE in trial.system_attrs
-
-
-def _frozen(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def objective_value(cell: Any, objective: Objective) -> float:

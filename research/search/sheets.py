@@ -76,21 +76,24 @@ def _plain_trials(path: str, headings: list[str], rows: list[list[Cell]]) -> lis
     return trials
 
 
+def tuples(value: Any) -> Any:
+    """A value of JSON or of a literal as configs have it: lists become tuples, also inside dicts."""
+    if isinstance(value, list | tuple):
+        return tuple(map(tuples, value))
+    return {key: tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
 def _value(path: str, cell: Cell) -> Any:
     """A cell's Python literal, or its text; lists become tuples, as configs have them."""
     text = " ".join(cell.text.split())
     try:
-        return _frozen(ast.literal_eval(text))
+        return tuples(ast.literal_eval(text))
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
         if text[0] in "[({'\"" or text[-1] in "])}'\"":
             raise UserError(
                 f"cell {cell.place} of {path} is no list that Python can read: {_shorten(text)}; mend it."
             ) from error
         return {"true": True, "false": False}.get(text.lower(), text)
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _shorten(text: str) -> str:

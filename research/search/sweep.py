@@ -21,7 +21,7 @@ from research.report import tables
 from research.search.execution import Execution, size_of, validation_metrics
 from research.search.front import Objective
 from research.search.points import Claim
-from research.search.trials import OverrideSet, override_sets
+from research.search.trials import OverrideSet, override_sets, recorded_sets
 from research.training.build import Trial
 
 SETTINGS = "all_trials.csv"  # the rows of all workers
@@ -156,13 +156,9 @@ class Sweep:
 
     def _done_before(self) -> list[Trial]:
         """The trials that this worker's ledger says are over; others may have gone to another worker since."""
-        sets = {}
-        for row in self.execution.ledger.known_rows():
-            overrides = {key: _frozen(v) for key, v in row["overrides"].items() if key != "search.fold"}
-            if row["stage"] == "search":
-                sets[row["setting"]] = OverrideSet(row["setting"], overrides)
+        sets = recorded_sets(self.execution.ledger.known_rows())
         over = {row["id"] for row in self.execution.ledger.known_rows() if row["status"].startswith(_OVER)}
-        known = self.expand(sets=list(sets.values())) if sets else []
+        known = self.expand(sets=sets) if sets else []
         self.execution.remember(known)
         trials = [trial for trial in known if trial.name in over]
         self.execution.ledger.add(trials)
@@ -210,8 +206,3 @@ def _mean(name: str, rows: Sequence[dict]) -> dict:
             metrics.setdefault(split, {})[metric] = float(np.mean(values))
     overrides = {key: value for key, value in rows[0]["overrides"].items() if key != "search.fold"}
     return json.loads(json.dumps(rows[0] | {"id": name, "overrides": overrides, "metrics": metrics}))
-
-
-def _frozen(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value

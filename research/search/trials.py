@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,16 @@ class OverrideSet:
     name: str
     overrides: dict[str, Any]
     setting: str = ""
+
+
+def recorded_sets(rows: Iterable[Mapping[str, Any]]) -> list[OverrideSet]:
+    """The settings that the rows of a ledger searched, as `expand` wants them."""
+    sets = {}
+    for row in rows:
+        if row["stage"] == "search":
+            overrides = {key: sheets.tuples(value) for key, value in row["overrides"].items() if key != "search.fold"}
+            sets[row["setting"]] = OverrideSet(row["setting"], overrides)
+    return list(sets.values())
 
 
 def override_sets(search) -> list[OverrideSet]:

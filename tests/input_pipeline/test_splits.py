@@ -49,6 +49,38 @@ def test_roles_keep_groups_whole_and_shares_near():
             assert abs(of_class.count(role) / len(of_class) - share) < 0.12
 
 
+FOLDS = [
+    (5, {"validation": 0.1}),
+    (5, {"validation": 0.15, "calibration": 0.1}),
+    (3, {"validation": 0.3, "calibration": 0.3}),
+    (2, {"validation": 0.2}),
+]
+
+
+@pytest.mark.parametrize(("k", "fractions"), FOLDS)
+def test_fold_roles_take_validation_from_the_next_folds(k, fractions):
+    labels, groups = grouped_examples(6)
+    folds = splits.assign_folds(labels, groups, k, 4, False)
+    seen = {role: [] for role in fractions}
+    for fold in range(k):
+        roles = np.array(splits.fold_roles(labels, groups, folds, fold, fractions, 4, False))
+        assert (roles[folds == fold] == "test").all() and (roles[folds != fold] != "test").all()
+        for role, share in fractions.items():
+            assert abs((roles == role).sum() / (folds != fold).sum() - share) < 0.05
+            seen[role].append({group for group, own in zip(groups, roles, strict=True) if own == role})
+        assert len({(g, r) for g, r in zip(groups, roles, strict=True)}) == len(set(groups))  # no group is cut
+    if sum(fractions.values()) * (k - 1) < 1:  # they fit into one fold: no group validates twice
+        assert all(sum(map(len, sets)) == len(set.union(*sets)) for sets in seen.values())
+
+
+def test_fold_roles_leave_something_to_train_on():
+    labels, groups = grouped_examples(6)
+    folds = splits.assign_folds(labels, groups, 5, 4, False)
+    assert "train" in splits.fold_roles(labels, groups, folds, 0, {"validation": 0.25}, 4, False)
+    with pytest.raises(UserError, match="leave nothing to train on"):
+        splits.fold_roles(labels, groups, folds, 0, {"validation": 0.5, "calibration": 0.5}, 4, False)
+
+
 def test_only_seed_decides_not_order():
     labels, groups = grouped_examples(1)
     order = np.random.default_rng(0).permutation(len(labels))

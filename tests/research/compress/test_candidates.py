@@ -48,8 +48,8 @@ def finished(simulated, tmp_path_factory):
     training.run()
     best = jax.tree.map(np.asarray, training.best().variables)
     row = {"id": trial.name, "status": "finished", "seed": 0, "overrides": {}, "parameters": 1, "bytes": 4}
-    row |= {"state_sha256": "a", "latency_p50_ms": 9.0, "setting": "x"}
-    metrics = {"metrics": {"validation": {"accuracy": 0.5}}}
+    row |= {"state_sha256": "a", "latency_p50_ms": 9.0, "setting": trial.setting, "stage": "search"}
+    metrics = {"metrics": {"validation": {"macro_f1": 0.5}}}
     tables.write_trials_csv(path / "trials.csv", [row | metrics])
     return path, best
 
@@ -118,7 +118,7 @@ def _check_rows(rows, path):
     }
     assert [row["method"] for row in rows.values()] == ["int8", "channels", "channels+int8", "magnitude"]
     assert parent["int8_products"] == "3 of 3" and "int8_products" not in rows["hpa-channels0.5"]
-    assert all("latency_p50_ms" not in row and row["setting"] == "x" for row in rows.values())
+    assert all("latency_p50_ms" not in row and row["setting"] == "hpa" for row in rows.values())
     assert rows["hpa-channels0.5"]["overrides"] == {"model.options.widths": [4, 8]}
     assert rows["hpa-magnitude0.7"]["sparsity"] == pytest.approx(0.7, abs=1e-3)
     assert rows["hpa-channels0.5"]["parameters"] < rows["hpa-magnitude0.7"]["parameters"] == parent["parameters"]

@@ -94,7 +94,8 @@ def write_whole(folder: pathlib.Path, count: int = 12) -> list[dict]:
         {"rung": 0, "step": 100, "entered": [row["id"] for row in rows], "kept": [row["id"] for row in kept]},
         {"rung": 1, "step": 300, "entered": [row["id"] for row in kept], "kept": [row["id"] for row in kept]},
     ]
-    rows.append(row_of(900, 4, 1e-3, stage="compress", bytes=500, setting=rows[2]["setting"], latency_p50_ms=0.01))
+    small = {"bytes": 500, "finetune_steps": 30, "latency_p50_ms": 0.01}
+    rows.append(row_of(900, 4, 1e-3, stage="compress", setting=rows[2]["setting"], **small))
     rows.append(row_of(901, 8, 1e-2, stage="extend", steps=900, setting=rows[4]["setting"]))
     for number, base in enumerate((rows[0], rows[3], rows[5])):
         for seed in (11, 12, 13):
@@ -103,7 +104,9 @@ def write_whole(folder: pathlib.Path, count: int = 12) -> list[dict]:
             rows.append(row | {"id": name, "setting": base["setting"], "stage": "confirm"})
             for role in ("calibration", "test"):
                 write_predictions(folder / "predictions" / f"{name}_{role}.csv", 0.5 + 0.15 * number, seed)
-    write_run(folder, rows)
+    compressed = [row for row in rows if row["stage"] == "compress"]
+    write_run(folder, [row for row in rows if row not in compressed])
+    tables.write_trials_csv(folder / "compressed.csv", compressed)
     (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     (folder / "rungs.json").write_text(json.dumps(rungs), encoding="utf-8")
     return rows

@@ -29,7 +29,7 @@ def test_candidates_are_means_over_folds(tmp_path):
     rows.append(fake_search.row_of(2, 4, 1e-3, stage="confirm"))
     rows.append(fake_search.row_of(3, 4, 1e-3, id="a-int8", setting="a", stage="compress", train_seconds=None))
     table = search.candidates(rows)
-    assert table["candidate"].tolist() == ["a", "b", "a-int8"] and table["line"].tolist() == [2, 7, 9]
+    assert table["candidate"].tolist() == ["a", "b", "a-int8"]
     assert table["ids"].tolist() == [["a-fold0", "a-fold1"], ["b-fold7"], ["a-int8"]]
     assert table["validation/accuracy"].iloc[0] == pytest.approx(0.6)
     assert table["parameters"].iloc[0] == base["parameters"]
@@ -129,7 +129,10 @@ def test_the_whole_page(tmp_path):
     assert numbers["search"]["fronts"]["parameters"]["non_dominated"] == len(found.members)
     assert numbers["search"]["confirmed"][0]["seeds"] == 3
     assert numbers["search"]["time"] == {"one_by_one_seconds": 10.8, "planned_seconds": 4.5}
-    assert set(found.files) == {"metrics_log.csv"}
+    assert set(found.files) == {"metrics_log.csv", "report/candidates.csv"}
+    assert set(found.compressed) == {rows[12]["id"]}
+    table = pd.read_csv(tmp_path / "report" / "candidates.csv")
+    assert table["stage"].tolist().count("compress") == 1 and table.query("stage == 'compress'")["steps"].item() == 30
 
 
 def test_the_report_may_be_made_again(tmp_path):
@@ -156,7 +159,7 @@ def test_a_bare_ledger_is_enough(tmp_path):
             for row in fake_search.grid(3)]  # fmt: skip
     fake_search.write_run(tmp_path, rows, lines=[])
     found = search.build(tmp_path, tables.read_trials_csv(tmp_path / "trials.csv"), fake_search.config_of(), False)
-    assert found.figures == [] and found.files == {} and len(found.members) >= 1
+    assert found.figures == [] and set(found.files) == {"report/candidates.csv"} and len(found.members) >= 1
     assert "Plan of each cohort" not in found.html and "Confirmed" not in found.html and "halving" not in found.html
 
 
@@ -197,7 +200,7 @@ def test_the_chosen_setting_is_finished_and_no_confirmation():
 
 
 def test_few_settings_are_compared_on_test():
-    settings = {f"s{i}": [trial(f"t{i}", f"s{i}")] for i in range(200)}
+    settings = {f"s{i}": [f"t{i}"] for i in range(200)}
     front = [f"t{i}" for i in range(0, 200, 5)]
     compared = choice.compared(settings, "s7", front)
     assert len(compared) == choice.MOST + 1 and "s7" in compared and "s0" in compared and "s195" in compared
