@@ -57,18 +57,23 @@ class Ledger:
             tables.write_trials_csv(self.path, self.rows.values())
 
 
+def predictor_of(trial: build.Trial, mesh, stop: StopSignal) -> Predictor:
+    """What gives a trial's predictions for the ledger and the report."""
+    return Predictor(trial, mesh, stop, views=trial.config.evaluation.tta)
+
+
 def finish(
-    trial: build.Trial, best: Best, history: Sequence[dict], folder: pathlib.Path, mesh, stop: StopSignal
+    trial: build.Trial, best: Best, history: Sequence[dict], folder: pathlib.Path, predictor: Predictor
 ) -> dict:
     """Predicts every role with a trial's best variables and saves the predictions.
 
     Args:
       history: its rows of metrics.jsonl.
+      predictor: see `predictor_of`; of this trial, or of one with the same network and data.
 
     Returns:
       What its row in the ledger gets.
     """
-    predictor = Predictor(trial, mesh, stop, views=trial.config.evaluation.tta)
     metrics, dataset = {}, trial.dataset
     for role in ROLES:
         indices = dataset.indices(role)

@@ -304,6 +304,8 @@ def run_trial(trial: build.Trial, workdir: pathlib.Path, mesh, stop: StopSignal,
     start = time.monotonic()
     training = Training(trial, workdir, mesh, stop)
     training.run()
-    row = outcome.finish(trial, training.best(), training.meta["history"], workdir, mesh, stop)
+    row = outcome.finish(
+        trial, training.best(), training.meta["history"], workdir, outcome.predictor_of(trial, mesh, stop)
+    )
     ledger.update(trial.name, status="finished", **row)
     print(f"Trial {trial.name} took {time.monotonic() - start:.0f} s here.", flush=True)

@@ -171,6 +171,7 @@ class Execution:
 
     def _enter(self, training: CohortTraining, plan: str) -> None:
         """Writes predictions and rows of the members that have ended."""
+        predictors = {}  # one program for all members of a network
         for index, trial in enumerate(training.cohort.trials):
             member = training.members[index]
             if self.ledger.ended(trial.name) or member.status == "training":
@@ -179,8 +180,10 @@ class Execution:
             row, status = {"cohort": training.cohort.name, "plan": plan}, member.status
             given = (trial, training.result(index), member.history)
             if status == "finished":
+                if (network := _network(trial)) not in predictors:
+                    predictors[network] = outcome.predictor_of(trial, self.mesh, self.stop)
                 try:
-                    row |= outcome.finish(*given, self.folder, self.mesh, self.stop)
+                    row |= outcome.finish(*given, self.folder, predictors[network])
                 except Diverged as error:
                     status = f"failed: {error}"
             elif status.startswith("stopped"):
