@@ -4,77 +4,87 @@ Percentile bootstrap (Efron & Tibshirani 1993, chapter 13) over **groups**: whol
 replacement, as many as there are, and every draw of a group brings all its examples. Predictions of several
 folds are pooled by concatenation first; a group lies in one fold alone, so nothing else changes. Metrics made
 of sums (`metrics.COUNT_METRICS`) and of rankings are reweighted, all replicates at once; any other metric
-goes through `cluster_bootstrap`, which draws the same groups from the same seed.
+goes through `cluster_bootstrap`, which draws the same groups from the same seed, also by strata and with the BCa
+method. Many models at once: `replicates.py`; tests of differences: `paired_tests.py` and `delong.py`.
 
 With fewer than two groups there is nothing to resample, and the interval is (NaN, NaN), not a width of zero.
 Replicates in which a metric is undefined are left out; if more than half are, the interval is NaN as well.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from statistics import NormalDist
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline.cli import UserError
-from research.evaluation import calibration, metrics
+from research.evaluation import calibration, intervals, metrics, replicates, resampling
+from research.evaluation.intervals import Interval, clopper_pearson, wilson
+from research.evaluation.resampling import group_index
 
-Interval = tuple[float, float]
+__all__ = [
+    "Interval",
+    "Resampled",
+    "bootstrap_replicates",
+    "clopper_pearson",
+    "cluster_bootstrap",
+    "difference_intervals",
+    "group_index",
+    "metric_intervals",
+    "per_class_intervals",
+    "resampled_totals",
+    "score_intervals",
+    "wilson",
+]
 
-# Numbers held at once for a block of replicates (float64: 32 MB); a block's size does not change what is
-# drawn.
-_BLOCK = 4_000_000
 
+class Resampled(NamedTuple):
+    """Any metric in its replicates.
 
-def _check(n: int, level: float) -> None:
-    if n < 1 or not 0 < level < 1:
-        raise UserError(
-            f"a bootstrap needs at least one replicate and a level between 0 and 1, not {n} and {level}."
-        )
-
-
-def group_index(groups: Sequence | np.ndarray | None, num_examples: int) -> tuple[np.ndarray, int]:
-    """Each example's group as int64 `[N]` in 0..G-1, and G. `groups` None: every example is its own group.
-
-    Raises:
-        UserError: as many groups as examples are needed.
+    Attributes:
+        values: `[n, ...]`.
+        estimate: of the whole set, `[...]`, and jackknife: without group g, `[G, ...]`; None where not asked for.
+        strata: of the groups, int `[G]`, or None.
     """
-    if groups is None:
-        return np.arange(num_examples), num_examples
-    if len(groups) != num_examples:
-        raise UserError(f"{len(groups)} groups do not fit {num_examples} examples.")
-    names, index = np.unique(np.asarray(groups), return_inverse=True)
-    return index.reshape(-1), len(names)
+
+    values: np.ndarray
+    estimate: np.ndarray | None
+    jackknife: np.ndarray | None
+    strata: np.ndarray | None
 
 
-def _draws(num_groups: int, n: int, seed: int, width: int) -> Iterator[np.ndarray]:
-    """Blocks of drawn groups int64 `[r, G]`, n rows in all; `width` numbers are needed per replicate."""
-    generator = np.random.default_rng(seed)
-    block = max(1, _BLOCK // max(width, num_groups))
-    for start in range(0, n, block):
-        yield generator.integers(0, num_groups, (min(block, n - start), num_groups), dtype=np.int64)
-
-
-def _weights(num_groups: int, n: int, seed: int, width: int = 1) -> Iterator[np.ndarray]:
-    """Blocks of how often each group is drawn, float64 `[r, G]`."""
-    for drawn in _draws(num_groups, n, seed, width):
-        flat = (drawn + np.arange(len(drawn))[:, None] * num_groups).ravel()
-        yield np.bincount(flat, minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
-
-
-def _percentiles(replicates: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper end along the first axis, ignoring NaN unless more than half are."""
-    replicates = np.asarray(replicates, np.float64)
-    undefined = np.isnan(replicates)
-    hopeless = undefined.mean(axis=0) > 0.5
-    safe = np.where(hopeless, 0.0, replicates)
-    low, high = np.nanquantile(safe, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return np.where(hopeless, np.nan, low), np.where(hopeless, np.nan, high)
-
-
-def _intervals(replicates: dict[str, np.ndarray], level: float) -> dict[str, Interval]:
+def _intervals(values: dict[str, np.ndarray], level: float) -> dict[str, Interval]:
     return {
-        name: tuple(float(end) for end in _percentiles(values, level)) for name, values in replicates.items()
+        name: tuple(float(end) for end in intervals.percentile(found, level)) for name, found in values.items()
     }
+
+
+def bootstrap_replicates(
+    metric_fn: Callable[[np.ndarray], float | np.ndarray],
+    groups: Sequence | np.ndarray,
+    strata: Sequence | np.ndarray | None = None,
+    n: int = 2000,
+    seed: int = 0,
+    jackknife: bool = False,
+) -> Resampled | None:
+    """Any metric in n replicates; None with fewer than two groups. Arguments as `cluster_bootstrap`.
+
+    With `jackknife` also of the whole set and without each group, which calls the metric G + 1 times more.
+    """
+    resampling.check(n, 0.5)
+    index, num_groups = group_index(groups, len(groups))
+    if num_groups < 2:
+        return None
+    of_groups = resampling.group_strata(strata, index, num_groups)
+    members = resampling.members_of(index, num_groups)
+    values = [
+        metric_fn(resampling.examples_of(row, *members))
+        for drawn in resampling.draws(num_groups, n, seed, strata=of_groups)
+        for row in drawn
+    ]
+    if not jackknife:
+        return Resampled(np.asarray(values, np.float64), None, None, of_groups)
+    without = [metric_fn(np.flatnonzero(index != group)) for group in range(num_groups)]
+    estimate = metric_fn(np.arange(len(index)))
+    return Resampled(*(np.asarray(part, np.float64) for part in (values, estimate, without)), of_groups)
 
 
 def cluster_bootstrap(
@@ -83,8 +93,10 @@ def cluster_bootstrap(
     n: int = 2000,
     seed: int = 0,
     level: float = 0.95,
+    strata: Sequence | np.ndarray | None = None,
+    method: str = "percentile",
 ) -> tuple[float, float] | tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of any metric, clustered by group.
+    """Interval of any metric, clustered by group.
 
     Args:
         metric_fn: example indices int64 `[M]` (with repetitions) -> a number or an array of numbers.
@@ -92,28 +104,20 @@ def cluster_bootstrap(
         n: replicates.
         seed: of the draws; the same seed draws the same groups in every function of this file.
         level: coverage.
+        strata: `[N]`, usually the classes: each is drawn as often as it is there (`resampling.group_strata`); or None.
+        method: "percentile", or "bca" (`intervals.bca`; calls the metric once more per group).
 
     Returns:
         Lower and upper end; arrays if the metric returns an array.
 
     Raises:
-        UserError: a level outside (0, 1), or no replicates.
+        UserError: a level outside (0, 1), no replicates, an unknown method.
     """
-    _check(n, level)
-    index, num_groups = group_index(groups, len(groups))
-    if num_groups < 2:
+    resampling.check(n, level)
+    found = bootstrap_replicates(metric_fn, groups, strata, n, seed, jackknife=method == "bca")
+    if found is None:
         return float("nan"), float("nan")
-    members = np.argsort(index, kind="stable")
-    sizes = np.bincount(index, minlength=num_groups)
-    starts = np.cumsum(sizes) - sizes
-    replicates = []
-    for drawn in _draws(num_groups, n, seed, 1):
-        for row in drawn:
-            # Positions of the drawn groups' members: each start repeated, plus 0, 1, ... within the group.
-            length = sizes[row]
-            within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-            replicates.append(metric_fn(members[np.repeat(starts[row], length) + within]))
-    low, high = _percentiles(np.asarray(replicates), level)
+    low, high = intervals.bootstrap(found.values, found.estimate, found.jackknife, level, method, found.strata)
     return (float(low), float(high)) if low.ndim == 0 else (low, high)
 
 
@@ -129,7 +133,7 @@ def resampled_totals(
     if num_groups < 2:
         return None
     totals = np.stack([np.bincount(index, column, num_groups) for column in values.T], axis=1)
-    return np.concatenate([weights @ totals for weights in _weights(num_groups, n, seed)])
+    return np.concatenate([weights @ totals for weights in resampling.weights(num_groups, n, seed)])
 
 
 def metric_intervals(
@@ -152,7 +156,7 @@ def metric_intervals(
         groups: `[N]`, or None where examples are independent.
         n: replicates. seed: of the draws. level: coverage.
     """
-    _check(n, level)
+    resampling.check(n, level)
     totals = resampled_totals(_counts(labels, predicted, num_classes, multi_label), groups, n, seed)
     if totals is None:
         return dict.fromkeys(metrics.COUNT_METRICS, (float("nan"), float("nan")))
@@ -179,12 +183,12 @@ def per_class_intervals(
 
     Arguments as `metric_intervals`.
     """
-    _check(n, level)
+    resampling.check(n, level)
     totals = resampled_totals(_counts(labels, predicted, num_classes, multi_label), groups, n, seed)
     if totals is None:
         undefined = np.full(num_classes, np.nan)
         return {name: (undefined, undefined) for name in ("precision", "recall", "f1")}
-    return {name: _percentiles(values, level) for name, values in metrics.class_scores(totals).items()}
+    return {name: intervals.percentile(values, level) for name, values in metrics.class_scores(totals).items()}
 
 
 def difference_intervals(
@@ -203,7 +207,7 @@ def difference_intervals(
     An interval above 0 says that `predicted` is better. Arguments as `metric_intervals`; `rival` as
     `predicted`.
     """
-    _check(n, level)
+    resampling.check(n, level)
     first, second = (
         resampled_totals(_counts(labels, given, num_classes, multi_label), groups, n, seed)
         for given in (predicted, rival)
@@ -230,13 +234,13 @@ def score_intervals(
         labels: int `[N]`, or multi-hot `[N, K]` if `multi_label`.
         multi_label: which of the two.
         groups: `[N]`, or None where examples are independent.
-        n: replicates (about 0.6 s per class for 10,000 examples and 2,000 replicates). seed: of the draws.
+        n: replicates (about 0.2 s per class for 10,000 examples and 2,000 replicates). seed: of the draws.
         level: coverage.
 
     Returns:
         Name -> (low, high), and `auroc`, `average_precision` -> lower `[K]`, upper `[K]`.
     """
-    _check(n, level)
+    resampling.check(n, level)
     scores = metrics.check_scores(scores, multi_label)
     num_classes = scores.shape[1]
     true = metrics.check_labels(labels, num_classes, multi_label, len(scores))
@@ -245,51 +249,22 @@ def score_intervals(
         undefined = np.full(num_classes, np.nan)
         by_class = {name: (undefined, undefined) for name in ("auroc", "average_precision")}
         return dict.fromkeys(metrics.SCORE_METRICS, (float("nan"), float("nan"))), by_class
-    ranked = np.concatenate(
-        [
-            np.stack(
-                [metrics.ranking(scores[:, c], true[:, c], weights[:, index]) for c in range(num_classes)], -1
-            )
-            for weights in _weights(num_groups, n, seed, width=len(scores))
-        ],
-        axis=1,
-    )
+    drawn = resampling.weights(num_groups, n, seed, width=num_groups)
+    blocks = [replicates.weighted_rankings(scores, true, weights, index) for weights in drawn]
+    ranked = [np.concatenate(part) for part in zip(*blocks, strict=True)]
     bins = calibration.bin_totals(*calibration.confidences(scores, labels, multi_label))
     loss = metrics.example_log_loss(scores, true, multi_label)
     columns = np.concatenate(
         [bins.reshape(len(scores), -1), loss[:, None], np.ones((len(scores), 1))], axis=1
     )
     totals = resampled_totals(columns, groups, n, seed)
-    replicates = {
+    values = {
         "auroc_macro": metrics.mean_defined(ranked[0]),
         "auprc_macro": metrics.mean_defined(ranked[1]),
         "ece": calibration.calibration_error(totals[:, :-2].reshape(-1, *bins.shape[1:])),
         "log_loss": totals[:, -2] / totals[:, -1],
     }
     by_class = dict(
-        zip(("auroc", "average_precision"), (_percentiles(part, level) for part in ranked), strict=True)
+        zip(("auroc", "average_precision"), (intervals.percentile(part, level) for part in ranked), strict=True)
     )
-    return _intervals(replicates, level), by_class
-
-
-def wilson(successes: float, total: float, level: float = 0.95) -> Interval:
-    """Wilson score interval of a proportion of **independent** trials (Wilson 1927); (NaN, NaN) without
-    trials.
-
-    Only for proportions: F1, MCC and AUROC are none, and neither is accuracy over related images. Use the
-    bootstrap there.
-
-    Raises:
-        UserError: successes outside 0..total, or a level outside (0, 1).
-    """
-    if not 0 <= successes <= total or not 0 < level < 1:
-        raise UserError(
-            f"a proportion needs 0 <= successes <= total, not {successes} of {total} at level {level}."
-        )
-    if total == 0:
-        return float("nan"), float("nan")
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share = successes / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * np.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    return _intervals(values, level), by_class

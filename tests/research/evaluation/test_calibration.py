@@ -85,6 +85,83 @@ def test_edges_belong_to_the_lower_bin():
     assert [row["count"] for row in table] == [2, 0, 0, 0, 1]
 
 
+def ece_of_sorted_parts(confidence, outcome, bins):
+    """Adaptive ECE without ties: the sorted examples in parts whose sizes differ by one at most."""
+    order = np.argsort(confidence)
+    ends = np.ceil(np.arange(bins + 1) * len(order) / bins).astype(int)
+    parts = [order[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return sum(len(part) * abs(confidence[part].mean() - outcome[part].mean()) for part in parts if len(part)) / len(
+        order
+    )
+
+
+@pytest.mark.parametrize("bins", [1, 7, 15, 500])
+def test_adaptive_and_class_wise_errors_equal_brute_force(bins):
+    logits, labels = problem(2, False, 2.5)
+    scores = calibration.probabilities(logits, False)
+    right = (scores.argmax(1) == labels).astype(float)
+    found = calibration.expected_calibration_error(scores, labels, False, bins, "equal_mass")
+    assert found == pytest.approx(ece_of_sorted_parts(scores.max(1), right, bins))
+    by_class = calibration.class_calibration_errors(scores, labels, False, bins, "equal_mass")
+    expected = [ece_of_sorted_parts(scores[:, c], (labels == c).astype(float), bins) for c in range(3)]
+    np.testing.assert_allclose(by_class, expected)
+    multi_hot = np.eye(3)[labels]
+    np.testing.assert_allclose(
+        calibration.class_calibration_errors(scores, multi_hot, True, bins, "equal_mass"), expected
+    )
+    every = calibration.expected_calibration_error(scores, multi_hot, True, bins, "equal_mass")
+    assert every == pytest.approx(ece_of_sorted_parts(scores.ravel(), multi_hot.ravel(), bins))
+
+
+def test_the_error_of_equal_widths_is_the_metric_and_worked_by_hand():
+    logits, labels = problem(2, False, 2.5)
+    scores = calibration.probabilities(logits, False)
+    found = calibration.expected_calibration_error(scores, labels, False)
+    assert found == pytest.approx(metrics.evaluate(scores, labels, False)["ece"])
+    # Two bins: {.6, .7, .7} with one right of three, {.9} right; class 0 sees {.3, .3, .4} and {.9}.
+    scores = np.array([[0.4, 0.6], [0.3, 0.7], [0.3, 0.7], [0.9, 0.1]])
+    labels = np.array([1, 0, 0, 0])
+    found = calibration.expected_calibration_error(scores, labels, False, 10)
+    assert found == pytest.approx((abs(0.6 - 1) + abs(1.4 - 0) + abs(0.9 - 1)) / 4)
+    np.testing.assert_allclose(
+        calibration.class_calibration_errors(scores, labels, False, 2), [(1.0 + 0.1) / 4, (1.0 + 0.1) / 4]
+    )
+
+
+def test_bins_of_equal_mass_have_equal_sizes_and_keep_ties_together():
+    logits, labels = problem(4, False, 3.0)
+    scores = calibration.probabilities(logits, False)
+    table = calibration.reliability_table(scores, labels, False, 10, "equal_mass")
+    assert len(table) == 10 and {row["count"] for row in table} == {21, 22}
+    assert table[0]["lower"] == 0 and table[-1]["upper"] == 1
+    coarse = np.array([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.2, 0.8], [1.0, 0.0], [1.0, 0.0]])
+    table = calibration.reliability_table(coarse, np.zeros(6, int), False, 6, "equal_mass")
+    assert [row["count"] for row in table] == [3, 1, 2]
+    order = np.array([3, 5, 1, 0, 4, 2])
+    turned = calibration.reliability_table(coarse[order], np.zeros(6, int), False, 6, "equal_mass")
+    assert turned == table
+    one = calibration.reliability_table(np.full((4, 1), 1.0), np.ones((4, 1)), True, 5, "equal_mass")
+    assert [row["count"] for row in one] == [4]
+
+
+def test_brier_equals_scikit_learn():
+    brier_score_loss = pytest.importorskip("sklearn.metrics").brier_score_loss
+    logits, labels = problem(3, False, 2.0)
+    scores = calibration.probabilities(logits, False)
+    by_class = [brier_score_loss(labels == c, scores[:, c]) for c in range(3)]
+    assert calibration.brier(scores, labels, False) == pytest.approx(sum(by_class))
+    assert calibration.brier(scores, np.eye(3)[labels], True) == pytest.approx(np.mean(by_class))
+    assert calibration.brier(np.eye(3)[labels], labels, False) == 0
+    assert calibration.brier(np.eye(2), np.array([1, 0]), False) == 2
+
+
+def test_no_examples_have_no_error():
+    for binning in calibration.BINNINGS:
+        nothing = calibration.expected_calibration_error(np.zeros((0, 3)), np.zeros(0, int), False, 15, binning)
+        assert np.isnan(nothing)
+    assert np.isnan(calibration.brier(np.zeros((0, 3)), np.zeros(0, int), False))
+
+
 def test_mistakes_are_refused():
     logits, labels = problem(0, False, 1.0)
     broken = logits.copy()
@@ -103,3 +180,11 @@ def test_mistakes_are_refused():
         calibration.fit_temperature(logits, labels, True)
     with pytest.raises(UserError, match="positive number"):
         calibration.probabilities(logits, True, 0.0)
+    scores = calibration.probabilities(logits, False)
+    with pytest.raises(UserError, match="equal_width, equal_mass"):
+        calibration.expected_calibration_error(scores, labels, False, 15, "quantile")
+    with pytest.raises(UserError, match="at least one bin"):
+        calibration.reliability_table(scores, labels, False, 0)
+    for call in (calibration.expected_calibration_error, calibration.class_calibration_errors, calibration.brier):
+        with pytest.raises(UserError, match="row 5"):
+            call(broken, labels, False)

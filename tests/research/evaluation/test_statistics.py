@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binomtest
 
 from input_pipeline.cli import UserError
-from research.evaluation import metrics, statistics
+from research.evaluation import metrics, resampling, statistics
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_differences_are_paired(single):
 def test_blocks_do_not_change_the_draws(single, monkeypatch):
     labels, predicted, groups = single
     whole = statistics.metric_intervals(labels, predicted, 3, False, groups, n=101, seed=6)
-    monkeypatch.setattr(statistics, "_BLOCK", 23 * 7)
+    monkeypatch.setattr(resampling, "BLOCK", 23 * 7)
     assert statistics.metric_intervals(labels, predicted, 3, False, groups, n=101, seed=6) == whole
     assert statistics.metric_intervals(labels, predicted, 3, False, groups, n=101, seed=8) != whole
 
