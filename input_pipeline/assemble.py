@@ -59,7 +59,7 @@ class Spool:
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """An example whose image is stored: `facts` without the bytes, which lie at `place` in the spool."""
+    """An example whose image (and segmentation) is stored: `facts` without the bytes, which lie at `place`."""
 
     example: RawExample
     facts: Ingested
@@ -98,8 +98,9 @@ def _encode(kept: Kept, group: str, data: bytes, manifest: Manifest, captions: b
     label = list(example.labels)
     if not label and not manifest.multi_label:
         label = [-1]
+    end = len(data) - facts.segmentation_bytes
     features = {
-        "image": data,
+        "image": data[:end],
         "image/height": facts.height,
         "image/width": facts.width,
         "image/channels": facts.channels,
@@ -109,6 +110,8 @@ def _encode(kept: Kept, group: str, data: bytes, manifest: Manifest, captions: b
     }
     if captions:
         features["caption"] = (example.caption or "").encode()
+    if manifest.segmentation_classes:
+        features["segmentation"] = data[end:]
     return encode_example(features)
 
 
@@ -200,8 +203,9 @@ def write_dataset(
         manifest.study,
         manifest.class_names,
         manifest.multi_label,
-        (max(stored), depth),
+        (1 if manifest.grey else max(stored), depth),
         any_captions(manifest),
         splits,
         f"{simulated}the study {manifest.study}, prepared by input_pipeline.prepare; roles by group: see splits.json.",
+        manifest.segmentation_classes,
     )

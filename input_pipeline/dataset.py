@@ -13,6 +13,7 @@ from input_pipeline.cli import UserError
 from input_pipeline.example_proto import parse_example
 from input_pipeline.records import MANIFEST, RecordSource
 from input_pipeline.splits import ROLES, UNLABELLED
+from input_pipeline.tfds_metadata import SEGMENTATION_NAMES
 
 TFDS_PREFIX = "tfds:"
 
@@ -24,6 +25,8 @@ class ImageStore(Protocol):
     """Where a data set's encoded images are read from; safe to share between threads."""
 
     def encoded(self, index: int) -> bytes: ...
+
+    def encoded_segmentation(self, index: int) -> bytes: ...  # asked only where `segmentation_classes` are declared
 
     def captions(self) -> list[str] | None: ...
 
@@ -46,6 +49,8 @@ class Dataset:
         roles: str `[N]`, each one of `splits.ROLES`.
         groups: object (str) `[N]`: images that must stay on the same side of a split.
         folds: int32 `[N]`, -1 where the data set was not cut into folds.
+        images: where the encoded images come from.
+        segmentation_classes: what the numbers of a segmentation mean, background first; empty when there are none.
     """
 
     name: str
@@ -62,6 +67,7 @@ class Dataset:
     groups: np.ndarray
     folds: np.ndarray
     images: ImageStore
+    segmentation_classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -77,6 +83,27 @@ class Dataset:
             UserError: when the record is damaged, belongs to another id, or holds no image.
         """
         return self.images.encoded(int(index))
+
+    def encoded_segmentation(self, index: int) -> bytes:
+        """The PNG of class numbers, uint8 `[H, W, 1]`, of the size of image `index`.
+
+        Raises:
+            UserError: when the data set has no segmentations, or the record is damaged.
+        """
+        self.check_segmentation()
+        return self.images.encoded_segmentation(int(index))
+
+    def check_segmentation(self) -> None:
+        """Refuses a data set without segmentations.
+
+        Raises:
+            UserError: says how to get one that has.
+        """
+        if not self.segmentation_classes:
+            raise UserError(
+                f"the data set {self.directory} has no masks: prepare one that has, for example with "
+                "`python -m input_pipeline.prepare --study=lung_masks`."
+            )
 
     @property
     def captions(self) -> list[str] | None:
@@ -124,13 +151,19 @@ class _RecordImages:
         return features
 
     def encoded(self, index: int) -> bytes:
+        return self._bytes(index, "image")
+
+    def encoded_segmentation(self, index: int) -> bytes:
+        return self._bytes(index, "segmentation")
+
+    def _bytes(self, index: int, name: str) -> bytes:
         features = self._features(index)
-        images = features["image"].bytes_list.value if "image" in features else ()
-        if len(images) != 1:
+        values = features[name].bytes_list.value if name in features else ()
+        if len(values) != 1:
             raise UserError(
-                f"{self._source.locate(index)} has no feature `image` holding one string of bytes: {_PREPARE}."
+                f"{self._source.locate(index)} has no feature `{name}` holding one string of bytes: {_PREPARE}."
             )
-        return images[0]
+        return values[0]
 
     def captions(self) -> list[str] | None:
         if not self._ids or "caption" not in self._features(0):
@@ -173,6 +206,20 @@ def image_feature(features: dict, path: pathlib.Path, key: str = "image") -> tup
     if not 1 <= channels <= 4 or dtype not in ("uint8", "uint16"):
         raise UserError(f"{path} declares no image of 1 to 4 channels in 8 or 16 bits named {key!r}.")
     return channels, np.dtype(dtype)
+
+
+def _segmentation_classes(features: dict, directory: pathlib.Path) -> tuple[str, ...]:
+    """Names of the classes of the segmentations that `features.json` declares; none when it declares none."""
+    if "segmentation" not in features["featuresDict"]["features"]:
+        return ()
+    path = directory / SEGMENTATION_NAMES
+    try:
+        names = tuple(path.read_text(encoding="utf-8").splitlines())
+    except (FileNotFoundError, UnicodeDecodeError):
+        names = ()
+    if len(names) < 2 or not all(names):
+        raise UserError(f"{path} does not name the classes of the masks: {_PREPARE}.")
+    return names
 
 
 def label_array(
@@ -224,7 +271,8 @@ def _open_prepared(directory: pathlib.Path) -> Dataset:
         raise UserError(f"{splits_path} has an example without a label outside the role `unlabelled`: {_PREPARE}.")
     labels[roles == UNLABELLED] = 0 if multi_label else -1
     features_path = directory / "features.json"
-    channels, dtype = image_feature(read_json(features_path), features_path)
+    features = read_json(features_path)
+    channels, dtype = image_feature(features, features_path)
     content = (directory / MANIFEST).read_bytes() + splits_path.read_bytes()
     return Dataset(
         name=name,
@@ -241,6 +289,7 @@ def _open_prepared(directory: pathlib.Path) -> Dataset:
         groups=np.array(groups, dtype=object),
         folds=np.array(folds, np.int32),
         images=_RecordImages(source, ids),
+        segmentation_classes=_segmentation_classes(features, directory),
     )
 
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from input_pipeline import images
+from input_pipeline import images, masks
 from input_pipeline.cli import UserError
 from input_pipeline.dataset import Dataset
 
@@ -80,6 +80,26 @@ class Decoder:
             # 8 and 16 bits in one data set: full scale stays full scale (255 * 257 = 65535).
             image = image * np.uint16(257) if self.dtype == np.uint16 else (image >> 8)
         row[...] = image
+
+    def read_segmentation(self, index: int, row: np.ndarray) -> None:
+        """Fills `row`, uint8 `[S, S]`, with the class numbers of example `index`, resized as its image is.
+
+        Raises:
+            UserError: the data set has no segmentations, the record is damaged, or it holds another class number.
+        """
+        encoded = self.dataset.encoded_segmentation(index)
+        try:
+            labels = images.decode(encoded)
+            if labels.shape[2] != 1 or labels.dtype != np.uint8:
+                raise images.BadImage("it is no 8-bit picture of one channel")
+            if labels.max() >= len(self.dataset.segmentation_classes):
+                raise images.BadImage(f"it holds the class number {labels.max()}")
+        except images.BadImage as error:
+            raise UserError(
+                f"the mask of example {self.dataset.ids[index]!r} of {self.dataset.directory} cannot be used "
+                f"({error}): prepare the data again with `python -m input_pipeline.prepare`."
+            ) from error
+        row[...] = masks.resize(labels[..., 0], row.shape[0], self._resize)
 
     def _decode(self, encoded: bytes) -> np.ndarray:
         """What `images.decode` gives, but a JPEG lies in a buffer of the thread until the next call."""

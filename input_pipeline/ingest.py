@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
-from input_pipeline import duplicates, images, raw
+from input_pipeline import duplicates, images, masks, raw
 from input_pipeline.cli import UserError
 from input_pipeline.studies.manifest import RawExample
 
@@ -39,17 +39,19 @@ class Ingested:
 
     Attributes:
         error: why the image cannot be used, or an empty string; all that follows is empty with an error.
-        data: encoded JPEG or PNG to store.
+        data: encoded JPEG or PNG to store, and behind it the PNG of its segmentation, if it has one.
+        segmentation_bytes: how many of the last bytes of `data` are the segmentation.
         format: "JPEG" or "PNG".
         height, width, channels, bit_depth: of the stored image.
         repaired: what was changed, or an empty string.
-        file_hash: SHA-256 of the raw file (of all its channel files in order).
+        file_hash: SHA-256 of the raw file (of all its channel files in order, then its masks).
         content_hash: SHA-256 of the decoded pixels.
         signature: `duplicates.signature` of the pixels, or None when near duplicates are not looked for.
     """
 
     error: str = ""
     data: bytes = b""
+    segmentation_bytes: int = 0
     format: str = ""
     height: int = 0
     width: int = 0
@@ -70,7 +72,7 @@ class Reader:
         self.max_pixels = max_pixels
         self.near_duplicates = near_duplicates
 
-    def read(self, paths: Sequence[str]) -> Ingested:
+    def read(self, paths: Sequence[str], mask_paths: Sequence[str] = ()) -> Ingested:
         """Reads one example; a file that cannot be used gives an `Ingested` with an error, never an exception."""
         digest = hashlib.sha256()
         try:
@@ -80,18 +82,26 @@ class Reader:
                 digest.update(data)
                 parts.append(images.admit(data, self.max_pixels))
             image = images.merge_channels(parts, self.channel_names) if self.channel_names else parts[0]
+            segmentation, repaired = b"", image.repaired
+            if mask_paths:
+                found = [self.source.read(path) for path in mask_paths]
+                for data in found:
+                    digest.update(data)
+                segmentation, changes = masks.merge(found, image.height, image.width, self.max_pixels)
+                repaired = "; ".join(filter(None, (repaired, changes)))
         except (images.BadImage, raw.Unreadable) as error:
             return Ingested(error=str(error))
         except MemoryError:
             return Ingested(error="does not fit into memory")
         return Ingested(
-            data=image.data,
+            data=image.data + segmentation,
+            segmentation_bytes=len(segmentation),
             format=image.format,
             height=image.height,
             width=image.width,
             channels=image.channels,
             bit_depth=image.bit_depth,
-            repaired=image.repaired,
+            repaired=repaired,
             file_hash=digest.hexdigest(),
             content_hash=duplicates.content_hash(image.image),
             signature=duplicates.signature(image.image) if self.near_duplicates else None,
@@ -117,8 +127,13 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _read_chunk(chunk: list[tuple[str, ...]]) -> list[Ingested]:
-    return [_reader.read(paths) for paths in chunk]
+def _files(example: RawExample) -> tuple[tuple[str, ...], ...]:
+    """The arguments of `Reader.read`: paths, and masks where there are any."""
+    return (example.paths, example.masks) if example.masks else (example.paths,)
+
+
+def _read_chunk(chunk: list[tuple[tuple[str, ...], ...]]) -> list[Ingested]:
+    return [_reader.read(*files) for files in chunk]
 
 
 @contextlib.contextmanager
@@ -132,15 +147,15 @@ def _without_main_module() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _chunks(source: raw.RawSource, examples: Sequence[RawExample]) -> Iterator[list[tuple[str, ...]]]:
-    chunk: list[tuple[str, ...]] = []
+def _chunks(source: raw.RawSource, examples: Sequence[RawExample]) -> Iterator[list[tuple[tuple[str, ...], ...]]]:
+    chunk: list[tuple[tuple[str, ...], ...]] = []
     held = 0
     for example in examples:
-        size = sum(source.size(path) for path in example.paths)
+        size = sum(source.size(path) for path in (*example.paths, *example.masks))
         if chunk and (len(chunk) == CHUNK_IMAGES or held + size > CHUNK_BYTES):
             yield chunk
             chunk, held = [], 0
-        chunk.append(example.paths)
+        chunk.append(_files(example))
         held += size
     if chunk:
         yield chunk
@@ -159,7 +174,7 @@ def ingest(reader: Reader, examples: Sequence[RawExample], workers: int) -> Iter
     """
     if workers == 1:
         for example in examples:
-            yield reader.read(example.paths)
+            yield reader.read(*_files(example))
         return
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(reader,)

@@ -70,9 +70,10 @@ class DecodedCache:
         channels: C; the data set's own when None.
         resize: "stretch" or "crop" (see `images.resize`).
         threads: decoding threads; all cores when None.
+        segmentation: whether to hold the segmentations as well, as `segmentation` `[N, S, S]`.
 
     Raises:
-        UserError: when the images do not fit in the free memory.
+        UserError: when the images do not fit in the free memory, or the data set has no segmentations.
     """
 
     def __init__(
@@ -82,12 +83,15 @@ class DecodedCache:
         channels: int | None = None,
         resize: str = "stretch",
         threads: int | None = None,
+        segmentation: bool = False,
     ):
+        if segmentation:
+            dataset.check_segmentation()
         self._decoder = Decoder(dataset, image_size, channels, resize)
         self._threads = threads or available_cores()
         self._lock = threading.Lock()
         self._filled = np.zeros(len(dataset), bool)
-        bytes_needed = self.bytes_needed(dataset, image_size, channels)
+        bytes_needed = self.bytes_needed(dataset, image_size, channels, segmentation)
         if not fits(bytes_needed):
             raise UserError(
                 f"the decoded cache needs {bytes_needed / 2**30:.1f} GiB and {available_bytes() / 2**30:.1f} GiB of "
@@ -95,11 +99,13 @@ class DecodedCache:
             )
         # Untouched pages cost nothing, so roles that are never read take no memory.
         self.array = np.empty((len(dataset), *self._decoder.shape), self._decoder.dtype)
+        self.segmentation = np.empty(self.array.shape[:3], np.uint8) if segmentation else None
 
     @staticmethod
-    def bytes_needed(dataset: Dataset, image_size: int, channels: int | None = None) -> int:
+    def bytes_needed(dataset: Dataset, image_size: int, channels: int | None = None, segmentation: bool = False) -> int:
         """The size of the whole cache in bytes."""
-        return len(dataset) * image_size**2 * (channels or dataset.channels) * dataset.dtype.itemsize
+        of_pixel = (channels or dataset.channels) * dataset.dtype.itemsize + segmentation
+        return len(dataset) * image_size**2 * of_pixel
 
     def fill(self, indices: np.ndarray | None = None) -> "DecodedCache":
         """Decodes those of `indices` (all examples when None) that are not yet there; shows progress."""
@@ -119,6 +125,8 @@ class DecodedCache:
     def _decode_block(self, block: np.ndarray) -> int:
         for index in block:
             self._decoder.read(int(index), self.array[index])
+            if self.segmentation is not None:
+                self._decoder.read_segmentation(int(index), self.segmentation[index])
         return len(block)
 
 
@@ -133,9 +141,10 @@ class _Batches:
         rows: slice,
         decoder: Decoder | None,
         cache: DecodedCache | None,
+        segmentation: bool,
     ):
         self._dataset, self._plan, self._count, self._rows = dataset, plan, count, rows
-        self._decoder, self._cache = decoder, cache
+        self._decoder, self._cache, self._segmentation = decoder, cache, segmentation
 
     def __len__(self) -> int:
         return self._count
@@ -158,10 +167,16 @@ class _Batches:
                 self._decoder.read(int(own[row]), image[row])
             image[len(own) :] = 0
             batch["image"] = image
+            if self._segmentation:
+                batch["segmentation"] = np.zeros(image.shape[:3], np.uint8)
+                for row in range(len(own)):
+                    self._decoder.read_segmentation(int(own[row]), batch["segmentation"][row])
         elif self._cache is not None:
             image = self._cache.array[index]
             image[~valid] = 0
             batch["image"] = image
+            if self._segmentation:
+                batch["segmentation"] = np.where(valid[:, None, None], self._cache.segmentation[index], np.uint8(0))
         return batch
 
     def __repr__(self) -> str:
@@ -196,12 +211,15 @@ def _iterate(
     prefetch: int | None,
     resize: str,
     cache: "DecodedCache | str | None",
+    segmentation: bool,
     process_index: int,
     process_count: int,
     pad_to: int,
 ) -> Iterator[Batch]:
     if isinstance(cache, str) and cache != "device":
         raise ValueError(f"cache must be a DecodedCache, 'device' or None, not {cache!r}")
+    if segmentation:
+        dataset.check_segmentation()
     threads = available_cores() if threads is None else threads
     prefetch = 2 * threads if prefetch is None else prefetch
     decoder = Decoder(dataset, image_size, channels, resize) if cache is None else None
@@ -209,9 +227,11 @@ def _iterate(
     if held is not None:
         if held.array.shape[1:] != (image_size, image_size, channels or dataset.channels):
             raise ValueError(f"the cache holds images of shape {held.array.shape[1:]}, not of size {image_size}")
+        if segmentation and held.segmentation is None:
+            raise ValueError("the cache holds no segmentations: make it with segmentation=True")
         held.fill(needed)
     rows = process_rows(batch_size, process_index, process_count, pad_to)
-    source = _Batches(dataset, plan, steps.stop, rows, decoder, held)
+    source = _Batches(dataset, plan, steps.stop, rows, decoder, held, segmentation)
     batches = grain.MapDataset.source(source)[steps.start : steps.stop]
     iterator = iter(batches.to_iter_dataset(_read_options(threads, prefetch)))
     # Decoding begins now, not at the first `next`: the caller compiles its step meanwhile.
@@ -232,6 +252,7 @@ def train_batches(
     prefetch: int | None = None,
     resize: str = "stretch",
     cache: "DecodedCache | str | None" = None,
+    segmentation: bool = False,
     process_index: int = 0,
     process_count: int = 1,
     pad_to: int = 1,
@@ -249,6 +270,7 @@ def train_batches(
         resize: "stretch" or "crop" (see `images.resize`).
         cache: a `DecodedCache` to take the images from; "device" to leave them out (the trainer holds them on the
             device and gathers by `index`); None to decode them.
+        segmentation: whether batches that hold images hold `segmentation` as well, uint8 class numbers `[b, S, S]`.
         process_index, process_count: which part of the global batch; see `process_rows`.
         pad_to: what the rows of each process must be a multiple of (its local devices).
 
@@ -269,6 +291,7 @@ def train_batches(
         prefetch=prefetch,
         resize=resize,
         cache=cache,
+        segmentation=segmentation,
         process_index=process_index,
         process_count=process_count,
         pad_to=pad_to,
@@ -286,6 +309,7 @@ def eval_batches(
     prefetch: int | None = None,
     resize: str = "stretch",
     cache: "DecodedCache | str | None" = None,
+    segmentation: bool = False,
     process_index: int = 0,
     process_count: int = 1,
     pad_to: int = 1,
@@ -307,6 +331,7 @@ def eval_batches(
         prefetch=prefetch,
         resize=resize,
         cache=cache,
+        segmentation=segmentation,
         process_index=process_index,
         process_count=process_count,
         pad_to=pad_to,

@@ -5,8 +5,8 @@
 
 RAW is a folder or a .zip and is only read. DIR appears when it is complete, with TFRecord shards, an index, TFDS
 metadata, `splits.json` and `ingest_report.json`; the same input gives the same bytes, whatever the number of workers.
-Studies: hpa, blood_cells, folder (class folders), table (a CSV with paths and labels); their options are described in
-input_pipeline/studies/.
+Studies: hpa, blood_cells, pneumonia, lung_masks, folder (class folders), table (a CSV with paths and labels); their
+options are described in input_pipeline/studies/.
 """
 
 import argparse

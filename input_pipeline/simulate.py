@@ -1,6 +1,8 @@
 """How can a study run, and be tested, before its data are downloaded? With simulated files in their layout.
 
-    python -m input_pipeline.simulate --study=hpa --out=DIR [--train=N] [--test=N] [--seed=0]
+    python -m input_pipeline.simulate --study=NAME --out=DIR [--train=N] [--test=N] [--seed=0]
+
+Studies: hpa, pneumonia, lung_masks (the last two in simulate_lungs.py).
 
 The folder holds what the original download holds, file for file, plus `SIMULATED.txt`, by which
 `input_pipeline.prepare` knows that the images are simulated and says so in the prepared dataset.
@@ -9,12 +11,13 @@ The folder holds what the original download holds, file for file, plus `SIMULATE
 import argparse
 import concurrent.futures
 import functools
+import importlib
 import multiprocessing
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -104,9 +107,10 @@ def _write_images(tasks: Sequence[tuple[str, int, tuple[int, ...]]], seed: int, 
     return [identifier for _, identifier, _ in tasks]
 
 
-def _in_parallel(tasks: list, workers: int, seed: int, size: int) -> Iterator[int]:
+def in_parallel(work: Callable[[Sequence], list[int]], tasks: Sequence, workers: int | None) -> Iterator[int]:
+    """Yields what `work`, a picklable function of a chunk of tasks, returns for each task, in order."""
+    workers = _available_workers() if workers is None else workers
     chunks = [tasks[start : start + _CHUNK] for start in range(0, len(tasks), _CHUNK)]
-    work = functools.partial(_write_images, seed=seed, size=size)
     if workers == 1 or len(tasks) < _ALONE:
         for chunk in chunks:
             yield from work(chunk)
@@ -134,6 +138,35 @@ def _marker(num_train: int, num_test: int, size: int, seed: int) -> str:
 
 def _available_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def build_folder(out_dir: str | os.PathLike, marker: str, fill: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    """Lets `fill` write into a new folder, which gets its name when it is complete, and `marker` in `SIMULATED.txt`.
+
+    Returns:
+        The folder, absolute; one that already holds this marker is kept as it is.
+
+    Raises:
+        UserError: if the folder holds something else.
+    """
+    out_dir = pathlib.Path(os.path.abspath(out_dir))
+    if out_dir.exists() and not out_dir.is_dir():
+        raise UserError(f"{out_dir} is a file; name a folder for the simulated images.")
+    if out_dir.is_dir() and any(out_dir.iterdir()):
+        if (out_dir / MARKER).is_file() and (out_dir / MARKER).read_text("utf-8", "replace") == marker:
+            return out_dir
+        raise UserError(f"{out_dir} already holds other files; remove it or name another folder.")
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.partial-", dir=out_dir.parent))
+    try:
+        fill(partial)
+        (partial / MARKER).write_text(marker, "utf-8")
+        partial.chmod(0o755)
+        os.rename(partial, out_dir)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return out_dir
 
 
 def hpa(
@@ -165,47 +198,44 @@ def hpa(
     Raises:
       UserError: if a number is out of range or the folder holds something else.
     """
-    out_dir = pathlib.Path(os.path.abspath(out_dir))
-    workers = _available_workers() if workers is None else workers
     if size < 32 or size > 1024:
         raise UserError(f"Images of {size} pixels cannot be simulated; choose a size from 32 to 1024.")
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise UserError(f"{workers} worker processes cannot work; choose 1 or more.")
     train, test = hpa_assignment(num_train, num_test, seed)
-    marker = _marker(num_train, num_test, size, seed)
-    if out_dir.exists() and not out_dir.is_dir():
-        raise UserError(f"{out_dir} is a file; name a folder for the simulated images.")
-    if out_dir.is_dir() and any(out_dir.iterdir()):
-        if (out_dir / MARKER).is_file() and (out_dir / MARKER).read_text("utf-8", "replace") == marker:
-            return out_dir
-        raise UserError(f"{out_dir} already holds other files; remove it or name another folder.")
 
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.partial-", dir=out_dir.parent))
-    try:
+    def fill(folder: pathlib.Path) -> None:
         tasks = []
         for role, chosen in (("train", train), ("test", test)):
-            folder = partial / role / role
-            folder.mkdir(parents=True)
-            tasks += [
-                (str(folder / f"{identifier}.png"), identifier, labels)
-                for identifier, labels in chosen.items()
-            ]
-        for _ in progress(_in_parallel(tasks, workers, seed, size), len(tasks), "simulating images"):
+            (folder / role / role).mkdir(parents=True)
+            tasks += [(str(folder / role / role / f"{i}.png"), i, labels) for i, labels in chosen.items()]
+        work = functools.partial(_write_images, seed=seed, size=size)
+        for _ in progress(in_parallel(work, tasks, workers), len(tasks), "simulating images"):
             pass
         train_rows = ((identifier, " ".join(map(str, labels))) for identifier, labels in train.items())
-        (partial / "train.csv").write_text(_csv(train_rows), "utf-8")
-        (partial / "submission.csv").write_text(_csv((identifier, "0") for identifier in test), "utf-8")
-        (partial / MARKER).write_text(marker, "utf-8")
-        partial.chmod(0o755)
-        os.rename(partial, out_dir)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return out_dir
+        (folder / "train.csv").write_text(_csv(train_rows), "utf-8")
+        (folder / "submission.csv").write_text(_csv((identifier, "0") for identifier in test), "utf-8")
+
+    return build_folder(out_dir, _marker(num_train, num_test, size, seed), fill)
 
 
-SIMULATIONS = {"hpa": hpa}
+SIMULATIONS = {
+    "hpa": "input_pipeline.simulate",
+    "pneumonia": "input_pipeline.simulate_lungs",
+    "lung_masks": "input_pipeline.simulate_lungs",
+}
+"""The module of each study's simulation, a function of the study's name with the arguments of `hpa`."""
+
+
+def load(study: str) -> Callable[..., pathlib.Path]:
+    """The simulation of a study.
+
+    Raises:
+        UserError: for a study without one.
+    """
+    if study not in SIMULATIONS:
+        raise UserError(f"No simulation of study {study!r}; choose one of: {', '.join(SIMULATIONS)}.")
+    return getattr(importlib.import_module(SIMULATIONS[study]), study)
 
 
 def main() -> None:
@@ -215,22 +245,16 @@ def main() -> None:
     )
     parser.add_argument("--study", required=True, help=f"one of: {', '.join(SIMULATIONS)}")
     parser.add_argument("--out", required=True, help="folder to write the simulated raw files to")
-    parser.add_argument(
-        "--train", type=int, default=HPA_NUM_TRAIN, help="labelled images (default %(default)s)"
-    )
-    parser.add_argument(
-        "--test", type=int, default=HPA_NUM_TEST, help="unlabelled images (default %(default)s)"
-    )
+    parser.add_argument("--train", type=int, default=None, help="train images (default: the study's own)")
+    parser.add_argument("--test", type=int, default=None, help="test images (default: the study's own)")
     parser.add_argument("--size", type=int, default=128, help="pixels along each side (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn (default %(default)s)")
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one for each core)")
     options = parser.parse_args()
-    if options.study not in SIMULATIONS:
-        raise UserError(f"No simulation of study {options.study!r}; choose one of: {', '.join(SIMULATIONS)}.")
-    folder = SIMULATIONS[options.study](
-        options.out, options.train, options.test, options.size, options.seed, options.workers
-    )
-    print(f"{options.train} simulated train and {options.test} test images are in {folder}")
+    numbers = {"num_train": options.train, "num_test": options.test}
+    chosen = {name: number for name, number in numbers.items() if number is not None}
+    folder = load(options.study)(options.out, size=options.size, seed=options.seed, workers=options.workers, **chosen)
+    print(f"the simulated images are in {folder}")
 
 
 if __name__ == "__main__":

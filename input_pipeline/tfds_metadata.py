@@ -1,9 +1,10 @@
 """Which two files make a prepared folder readable by TensorFlow Datasets (`tfds.builder_from_directory`)?
 
 `features.json` declares the features of an example and `dataset_info.json` the splits and shards; `label.labels.txt`
-holds the class names. They are written here, in TFDS's own layout (tensorflow_datasets/core/proto), because TFDS can
-write TFRecord datasets only through TensorFlow. An unlabelled image has the label -1 in a single-label dataset, which
-is TFDS's convention, and an empty list in a multi-label one.
+holds the class names, `segmentation.labels.txt` those of the segmentations, if there are any. They are written here, in
+TFDS's own layout (tensorflow_datasets/core/proto), because TFDS can write TFRecord datasets only through TensorFlow. An
+unlabelled image has the label -1 in a single-label dataset, which is TFDS's convention, and an empty list in a
+multi-label one.
 """
 
 import json
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from input_pipeline.cli import atomic_write
 
 VERSION = "1.0.0"
+SEGMENTATION_NAMES = "segmentation.labels.txt"
 _PREFIX = "tensorflow_datasets.core.features."
 
 
@@ -32,7 +34,9 @@ def _text(description: str) -> dict:
     return {"pythonClassName": f"{_PREFIX}text_feature.Text", "text": {}, "description": description}
 
 
-def features(num_classes: int, multi_label: bool, channels: int, bit_depth: int, captions: bool) -> dict:
+def features(
+    num_classes: int, multi_label: bool, channels: int, bit_depth: int, captions: bool, segmentation_classes: int = 0
+) -> dict:
     """The content of `features.json`.
 
     Args:
@@ -41,6 +45,7 @@ def features(num_classes: int, multi_label: bool, channels: int, bit_depth: int,
         channels: of the images after decoding.
         bit_depth: 8 or 16.
         captions: whether examples carry a caption.
+        segmentation_classes: number of classes of their segmentations; 0 when they have none.
     """
     image = {"shape": {"dimensions": ["-1", "-1", str(channels)]}, "dtype": f"uint{bit_depth}"}
     if bit_depth == 16:
@@ -65,6 +70,17 @@ def features(num_classes: int, multi_label: bool, channels: int, bit_depth: int,
     }
     if captions:
         content["caption"] = _text("text that belongs to the image")
+    if segmentation_classes:
+        content["segmentation"] = {
+            "pythonClassName": f"{_PREFIX}labeled_image.LabeledImage",
+            "image": {
+                "shape": {"dimensions": ["-1", "-1", "1"]},
+                "dtype": "uint8",
+                "encodingFormat": "png",
+                "useColormap": True,
+                "label": {"numClasses": str(segmentation_classes)},
+            },
+        }
     return {
         "pythonClassName": f"{_PREFIX}features_dict.FeaturesDict",
         "featuresDict": {"features": dict(sorted(content.items()))},
@@ -106,11 +122,14 @@ def write(
     captions: bool,
     splits: Mapping[str, tuple[Sequence[int], int]],
     description: str,
+    segmentation_classes: Sequence[str] = (),
 ) -> None:
     """Writes the files into a prepared folder; `image` is (channels, bit depth), `splits` as in `dataset_info`."""
     channels, bit_depth = image
-    declared = features(len(class_names), multi_label, channels, bit_depth, captions)
+    declared = features(len(class_names), multi_label, channels, bit_depth, captions, len(segmentation_classes))
     atomic_write(directory / "features.json", json.dumps(declared, indent=1) + "\n")
     info = dataset_info(study, description, splits)
     atomic_write(directory / "dataset_info.json", json.dumps(info, indent=1, ensure_ascii=False) + "\n")
     atomic_write(directory / "label.labels.txt", "".join(f"{name}\n" for name in class_names))
+    if segmentation_classes:
+        atomic_write(directory / SEGMENTATION_NAMES, "".join(f"{name}\n" for name in segmentation_classes))

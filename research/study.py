@@ -130,7 +130,8 @@ def open_data(config: ConfigDict, workdir: pathlib.Path) -> Dataset:
         from input_pipeline import prepare, simulate
 
         print(f"No data configured: simulating {data.simulated.train} + {data.simulated.test} images.", flush=True)
-        simulate.hpa(raw, num_train=data.simulated.train, num_test=data.simulated.test, size=128, seed=0)
+        draw = simulate.load(config.study)
+        draw(raw, num_train=data.simulated.train, num_test=data.simulated.test, size=128, seed=0)
         prepare.prepare(config.study, raw, prepared)
     return open_dataset(prepared)
 

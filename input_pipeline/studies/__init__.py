@@ -10,6 +10,8 @@ STUDIES = {
     "blood_cells": "input_pipeline.studies.blood_cells",
     "folder": "input_pipeline.studies.folder",
     "table": "input_pipeline.studies.table",
+    "pneumonia": "input_pipeline.studies.pneumonia",
+    "lung_masks": "input_pipeline.studies.lung_masks",
 }
 
 

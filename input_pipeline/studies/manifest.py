@@ -36,6 +36,7 @@ class RawExample:
             only train; None when it is in the part that the missing roles are carved from.
         group: name of what must stay on one side of a split (a patient), if known.
         caption: text that belongs to the image, if any.
+        masks: names of the files that together are the image's mask (see `input_pipeline.masks`), if any.
     """
 
     id: str
@@ -44,6 +45,7 @@ class RawExample:
     role: str | None = None
     group: str | None = None
     caption: str | None = None
+    masks: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,9 @@ class Manifest:
         official_split: whether the source itself sets examples aside for testing.
         notes: further facts for the ingest report (layout, rules applied, counts), JSON values only.
         channels: names of the channels when examples are combined from single-channel files, otherwise empty.
+        grey: whether the images are grey, so that a colour file among them is read as its luma.
+        segmentation_classes: what the numbers 0, 1, … of a mask mean; empty when the examples have no masks, otherwise
+            every example has one.
     """
 
     study: str
@@ -69,6 +74,8 @@ class Manifest:
     official_split: bool
     notes: dict
     channels: tuple[str, ...] = ()
+    grey: bool = False
+    segmentation_classes: tuple[str, ...] = ()
 
 
 def is_image_name(name: str) -> bool:
