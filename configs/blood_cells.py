@@ -135,11 +135,16 @@ def _folds(config: ConfigDict) -> None:
 
 def _small(config: ConfigDict) -> None:
     _folds(config)
-    config.steps = 3000
-    config.evaluate_every = config.checkpoint_every = "500 steps"
-    config.log_every = "250 steps"
+    config.steps = 2400
+    config.evaluate_every = config.checkpoint_every = "400 steps"
+    config.log_every = "200 steps"
     config.evaluation.tta = "dihedral"
-    config.search.grid = (("model.options.widths", ((8, 12, 16, 24, 28), (12, 24, 48, 96, 80))),)
+    # Sizes are compared on validation: as many photographs as training can spare, none for a calibration not needed.
+    config.search.fold_fractions.validation = 0.15
+    config.search.fold_fractions.calibration = 0.0
+    config.search.grid = (
+        ("model.options.widths", ((6, 8, 12, 16, 20), (8, 12, 16, 24, 28), (12, 24, 48, 96, 80))),
+    )
 
 
 def _screening(config: ConfigDict) -> None:

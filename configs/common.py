@@ -131,6 +131,7 @@ def loss() -> ConfigDict:
             "options": {},  # arguments of the loss, such as gamma
             "class_weights": "none",  # none, balanced, effective
             "beta": 0.999,  # of the effective number of samples
+            "defer": "0 %",  # of the training, before class weights begin (deferred re-weighting)
         }
     )
 

@@ -224,6 +224,8 @@ def check(trial: build.Trial) -> None:
     config = trial.config
     stretches = phases(config, len(trial.train_indices))
     build.build_loss(trial)
+    if build.weights_begin(trial) and config.loss.class_weights == "none":
+        raise UserError("config.loss.defer needs class weights; set config.loss.class_weights as well.")
     build.build_model(trial)
     start_weights.preprocessing(config.data, trial.start)
     if needs_layers(config):

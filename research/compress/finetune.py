@@ -112,6 +112,7 @@ def _begin(trial, variables, settings, mesh, sparsity, total) -> tuple[steps.Ste
     nested = {name: state.nest(flat) for name, flat in variables.items()}
     layers = build.build_layers(trial) if needs_layers(config) else freezing.unordered(nested["params"])
     parts = build.build_parts(trial, _phase(trial, settings, total), layers, mesh)
+    parts = dataclasses.replace(parts, class_weights_from=0)  # the training that they waited for is over
     if sparsity is not None:
         pruning = magnitude_pruning(schedule_for(sparsity, total, settings.gradual), settings.scope)
         parts = dataclasses.replace(parts, transformation=optax.chain(parts.transformation, pruning))

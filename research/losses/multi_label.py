@@ -10,7 +10,7 @@ scalar. Options may be traced floats.
 import jax
 import jax.numpy as jnp
 
-from research.losses.single_label import dense
+from research.losses.single_label import dense, mean_over_examples, without_padding
 
 
 def smooth(targets: jax.Array, label_smoothing: float | jax.Array) -> jax.Array:
@@ -170,8 +170,7 @@ def bce_soft_f1(
     probabilities. Arguments as in the two losses; smoothing acts on the cross-entropy only.
     """
     weights = jnp.asarray(weights, jnp.float32)
-    counted = jnp.where(weights[:, None] > 0, logits, 0.0)
+    counted = without_padding(logits, weights)
     cross_entropy = sigmoid_cross_entropy(counted, targets, class_weights, label_smoothing=label_smoothing)
-    total = jnp.sum(weights)
-    mean = jnp.sum(weights * cross_entropy) / jnp.where(total > 0, total, 1.0)
-    return mean + f1_weight * soft_f1(logits, targets, weights, class_weights, epsilon=epsilon)
+    f1 = soft_f1(logits, targets, weights, class_weights, epsilon=epsilon)
+    return mean_over_examples(cross_entropy, weights) + f1_weight * f1

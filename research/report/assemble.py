@@ -12,6 +12,7 @@ from input_pipeline import plotting
 from input_pipeline.cli import atomic_write
 from input_pipeline.loader import eval_batches
 from research.evaluation import baselines, calibration, metrics, predictions, score, thresholds
+from research.losses import notes as loss_notes
 from research.report import choice, page, plots, tables
 from research.report import search as search_report
 from research.report.writer import MetricWriter, read_jsonl
@@ -65,6 +66,8 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
             f"The setting is the best of {len(settings)} by {config.selection} on validation; that flatters its "
             "figures there, not those of test."
         )
+        losses = [(own[0].config.loss.name, own[0].config.loss.options.to_dict()) for own in settings.values()]
+        context["provenance"]["statements"] += loss_notes.notes(losses, members[0].num_classes)
     if len(settings) > 1 or (folder / "compressed.csv").exists():
         stop.check()
         search = search_report.build(folder, ledger, config, multi_label)

@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import augment
-from research.losses.registry import LOSSES
+from research.losses import registry as losses
 from research.models import registry
 from research.models.flops import flops
 from research.training import build
@@ -162,8 +162,9 @@ def numbers_of(trial: build.Trial) -> dict[str, float]:
     numbers = {f"optimizer.{name}": config.optimizer[name] for name in _OPTIMIZER}
     numbers["model.head_dropout"] = config.model.head_dropout
     entry, _ = registry.find(config.model.name)
-    for room, function in (("model", entry.build), ("loss", LOSSES[config.loss.name][0])):
-        for name, parameter in inspect.signature(function).parameters.items():
+    own = {"model": inspect.signature(entry.build).parameters, "loss": losses.parameters(config.loss.name)}
+    for room, parameters in own.items():
+        for name, parameter in parameters.items():
             value = config[room].options.get(name, parameter.default)
             if _takes_traced(parameter) and _is_number(value):
                 numbers[f"{room}.options.{name}"] = value

@@ -16,8 +16,8 @@ from input_pipeline.loader import DecodedCache, available_cores
 from research.losses import class_weights
 from research.losses import registry as losses
 from research.models import registry as models
-from research.training import freezing, optimizers, sharding
-from research.training.phases import Phase
+from research.training import freezing, optimizers, schedules, sharding
+from research.training.phases import Phase, phases
 from research.training.start_weights import Start, preprocessing
 from research.training.steps import StepParts
 
@@ -110,7 +110,10 @@ def build_layers(trial: Trial) -> freezing.Layers:
 
 def build_loss(trial: Trial):
     """The loss of a trial, checked against the kind of labels."""
-    loss = losses.get(trial.config.loss.name, **trial.config.loss.options.to_dict())
+    settings, counts = trial.config.loss, None
+    if losses.needs_class_counts(settings.name):
+        counts, _ = class_weights.class_counts(trial.dataset.labels[trial.train_indices], trial.num_classes)
+    loss = losses.get(settings.name, counts, **settings.options.to_dict())
     loss.require(trial.dataset.multi_label)
     return loss
 
@@ -142,6 +145,7 @@ def build_parts(trial: Trial, phase: Phase, layers: freezing.Layers, mesh) -> St
         model=build_model(trial, freezing.resting_norms(layers, trained)),
         loss=build_loss(trial),
         class_weights=None if weights is None else jnp.asarray(weights),
+        class_weights_from=weights_begin(trial),
         transformation=optimizers.direction(config.optimizer),
         trainable=trained,
         augment=augment.build(config.data.augment.to_dict()),
@@ -165,6 +169,24 @@ def weights_of_classes(trial: Trial) -> np.ndarray | None:
         return None
     labels = trial.dataset.labels[trial.train_indices]
     return np.asarray(class_weights.class_weights(labels, trial.num_classes, loss.class_weights, loss.beta), np.float32)
+
+
+def weights_begin(trial: Trial) -> int:
+    """The step at which class weights begin, config.loss.defer, counted from the beginning of the training.
+
+    Raises:
+      UserError: no duration, or one as long as the training.
+    """
+    defer = trial.config.loss.defer
+    count = len(trial.train_indices)
+    total = sum(phase.length.steps for phase in phases(trial.config, count))
+    step = schedules.Length(total, trial.config.batch_size, count).parse(defer, "loss.defer")
+    if step >= total:
+        raise UserError(
+            f"config.loss.defer {defer!r} is step {step}, but the training has {total} steps; make it shorter, or set "
+            "config.loss.class_weights to 'none'."
+        )
+    return step
 
 
 def as_file_name(name: str) -> str:

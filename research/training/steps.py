@@ -27,6 +27,7 @@ class StepParts:
       ema: decay of the averaged weights, 0 = off.
       factors: by path, what multiplies the learning rate; 1 where it says nothing.
       penalties: by path, λ of the penalty λ·Σθ² that joins the gradient.
+      class_weights_from: the step at which the class weights begin; all count 1 before.
       data_seed: of the augmentation; the model's own seed, that of dropout, is in its state.
       batch_sharding: sharding of arrays `[B, …]`, or None on one device.
     """
@@ -45,6 +46,7 @@ class StepParts:
     ema: float = 0.0
     factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     penalties: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    class_weights_from: int = 0
     data_seed: int | jax.Array = 0
     batch_sharding: Any = None
 
@@ -88,7 +90,7 @@ def batch_loss(parts: StepParts, logits: jax.Array, target: jax.Array, valid: ja
     weights = valid.astype(jnp.float32)
     options = {}
     if parts.class_weights is not None:
-        if parts.multi_label:
+        if parts.multi_label or not parts.loss.per_example:
             options["class_weights"] = parts.class_weights
         else:
             weights = weights * (target @ parts.class_weights)
@@ -210,6 +212,7 @@ def augment_key(data_seed: int | jax.Array, step: jax.Array) -> jax.Array:
 
 def update(parts: StepParts, state: TrainState, batch: dict[str, jax.Array], rate: jax.Array) -> TrainState:
     """The part of `train_step` after `prepare_batch`."""
+    parts = _with_due_weights(parts, state.step)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl="threefry2x32"), state.step)
     dropout_key = jax.random.split(key)[1]
     gradient = _whole if parts.accumulate == 1 else _accumulated
@@ -229,6 +232,14 @@ def update(parts: StepParts, state: TrainState, batch: dict[str, jax.Array], rat
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
     bad = 1 - finite.astype(jnp.int32)
     return kept.replace(step=state.step + 1, skipped=state.skipped + bad, streak=bad * (state.streak + 1))
+
+
+def _with_due_weights(parts: StepParts, step: jax.Array) -> StepParts:
+    """Class weights of one until they begin: deferred re-weighting (Cao et al. 2019, algorithm 1)."""
+    if parts.class_weights is None or not parts.class_weights_from:
+        return parts
+    weights = jnp.where(step < parts.class_weights_from, 1.0, parts.class_weights)
+    return dataclasses.replace(parts, class_weights=weights)
 
 
 def _average(parts: StepParts, state: TrainState, params: Flat, stats: Flat) -> dict[str, Flat]:
