@@ -104,5 +104,5 @@ def format_number(value: float | None, digits: int = 3) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.{digits}g}"
+        return f"{value:.{digits}g}".replace("-", "−")
     return f"{value:,.{digits}f}".replace("-", "−")

@@ -45,6 +45,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from input_pipeline.cli import UserError
 from research.models.initializers import HE_NORMAL_FAN_OUT, VarianceScaling
 from research.models.layers import Conv, ConvBatchNorm, DepthwiseConv, DropPath
 from research.models.normalization import BatchNorm
@@ -207,6 +208,8 @@ class EfficientNet(nn.Module):
       momentum: of the BatchNorm layers.
       width, depth: multipliers of the channels and blocks.
       drop_path: rate of stochastic depth that block i of n has i / n of, as in all three libraries; may be traced.
+      stages: how many of the seven there are; with fewer the 1x1 convolution at the top is left out as well.
+      extra_conv: channels of a 3x3 convolution with ReLU behind the last stage, in the place of that one; 0 = none.
     """
 
     form: Form
@@ -214,6 +217,8 @@ class EfficientNet(nn.Module):
     width: float
     depth: float
     drop_path: float | jax.Array = 0.0
+    stages: int = len(STAGES)
+    extra_conv: int = 0
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -222,15 +227,21 @@ class EfficientNet(nn.Module):
         The maps are the output of each stage, `block1` to `block7` (strides 2, 4, 8, 16, 16, 32, 32), before each
         reduction the expanded input of the block that reduces, `block2_0_expand`, `block3_0_expand`, `block4_0_expand`
         and `block6_0_expand` (strides 2, 4, 8, 16), and `top` (32), which is pooled. A U-Net decoder takes the expanded
-        inputs, Keras's `block6a_expand_activation` and so on. `block5` is Keras's `block5c_add` in b0.
+        inputs, Keras's `block6a_expand_activation` and so on. `block5` is Keras's `block5c_add` in b0. With
+        `extra_conv` that map is the last one, and pooled.
+
+        Raises:
+          UserError: an impossible number of stages.
         """
+        if not 1 <= self.stages <= len(STAGES):
+            raise UserError(f"an EfficientNet has 1 to {len(STAGES)} stages, not {self.stages}; change model.options.")
         layer = functools.partial(_conv_batch_norm, self.form, self.momentum)
         if self.form.normalizes:
             images = InputNormalization(name="normalization")(images)
         outputs = layer(scaled_width(32, self.width), 3, 2, name="stem")(images, train=train)
         depths = [scaled_depth(blocks, self.depth) for blocks, *_ in STAGES]
         maps = {}
-        for stage, (_, window, first_stride, expansion, channels) in enumerate(STAGES, 1):
+        for stage, (_, window, first_stride, expansion, channels) in enumerate(STAGES[: self.stages], 1):
             for index in range(depths[stage - 1]):
                 stride = first_stride if index == 0 else 1
                 before = sum(depths[: stage - 1]) + index
@@ -248,8 +259,12 @@ class EfficientNet(nn.Module):
                 if stride == 2:
                     maps[f"block{stage}_0_expand"] = expanded
             maps[f"block{stage}"] = outputs
-        maps["top"] = layer(scaled_width(1280, self.width), 1, name="top")(outputs, train=train)
-        return global_average_pool(maps["top"]), maps
+        if self.extra_conv:
+            conv = Conv(self.extra_conv, (3, 3), padding=1, use_bias=True, name="extra_conv")
+            outputs = maps["extra_conv"] = nn.relu(conv(outputs))
+        elif self.stages == len(STAGES):
+            outputs = maps["top"] = layer(scaled_width(1280, self.width), 1, name="top")(outputs, train=train)
+        return global_average_pool(outputs), maps
 
 
 def scaled_width(channels: int, multiplier: float) -> int:
@@ -355,13 +370,16 @@ def _builder(size: str):
         variant: Variant = "timm",
         batch_norm_momentum: float | None = None,
         drop_path: float | jax.Array = 0.0,
+        stages: int = len(STAGES),
+        extra_conv: int = 0,
     ) -> EfficientNet:
-        """Options: whose form, momentum of the BatchNorm layers (None: the variant's), rate of stochastic depth."""
+        """Options: whose form, momentum of the BatchNorm layers (None: the variant's), rate of stochastic depth, and
+        a cut: `stages=5, extra_conv=512` is the classifier that the pneumonia study makes of a U-Net's encoder."""
         form = FORMS[variant]
         if variant == "torchvision" and size in ("b5", "b6", "b7"):
             form = TORCHVISION_LARGE
         momentum = form.momentum if batch_norm_momentum is None else batch_norm_momentum
-        return EfficientNet(form, momentum, width, depth, drop_path)
+        return EfficientNet(form, momentum, width, depth, drop_path, stages, extra_conv)
 
     return build
 
