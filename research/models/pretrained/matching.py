@@ -1,6 +1,7 @@
 """Which array of a file goes into which variable of a model, and what becomes of the rest?"""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from input_pipeline.cli import UserError
+from research.models import registry
+from research.models.call_order import call_order
 from research.models.pretrained import adapt, names
 from research.models.pretrained.weight_file import WeightFile, refuse
 from research.models.registry import Entry
@@ -66,7 +69,7 @@ def match(entry: Entry, file: WeightFile, modules: Sequence[str], shapes: Mappin
     best = min(plans, key=lambda plan: len(plan.problems))
     if best.problems:
         raise _mismatch(entry, file, best)
-    if foreign := _foreign_convolutions(file, best):
+    if foreign := _foreign_convolutions(entry, file, best):
         raise refuse(
             file.path,
             f"it has {len(foreign)} convolutions that {entry.name} has not, the first is {foreign[0]}",
@@ -99,7 +102,9 @@ def _plan(
             continue
         owner, kind = names.owner_and_kind(name)
         expected = adapt.stored_shape(file.naming, kind, shape)
-        if name not in wanted:
+        if entry.variants and wanted.get(name) not in file.arrays and owner not in _whole(entry.name):
+            plan.fresh.append(name)  # an option added this layer to the architecture of the libraries
+        elif name not in wanted:
             plan.problems.append(f"{name} {shape} has no name there")
         elif wanted[name] not in file.arrays:
             plan.problems.append(f"{wanted[name]}: expected {expected}, missing")
@@ -230,14 +235,27 @@ def _silent(entry: Entry, file: WeightFile, name: str, used: set[str]) -> bool:
     return file.naming == "keras" and file.arrays[name].shape == () and f"{layer}/0" in used
 
 
-def _foreign_convolutions(file: WeightFile, plan: Plan) -> list[str]:
-    """Convolutions among the unused arrays that show that the file is of a larger network of the same family."""
+def _foreign_convolutions(entry: Entry, file: WeightFile, plan: Plan) -> list[str]:
+    """Convolutions among the unused arrays that show that the file is of a larger network of the same family.
+
+    What the model with its default options has does not count: it was cut off on purpose.
+    """
     stages = {name.partition(".")[0] for name in plan.sources.values()}
-    return [
-        f"{name} {file.arrays[name].shape}"
+    found = [
+        name
         for name in plan.unused
         if len(file.arrays[name].shape) == 4 and (file.naming == "keras" or name.partition(".")[0] in stages)
     ]
+    whole = ()
+    if found and plan.library in entry.names:
+        whole = {layer.partition(":")[0] for layer in entry.names[plan.library](_whole(entry.name)).values()}
+    return [f"{name} {file.arrays[name].shape}" for name in found if re.split(r"[./][^./]*$", name)[0] not in whole]
+
+
+@functools.cache
+def _whole(entry_name: str) -> tuple[str, ...]:
+    """The modules of a model with its default options, in the order of their calls."""
+    return call_order(registry.create(entry_name, num_classes=1))[0]
 
 
 def fill(plan: Plan, file: WeightFile, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, jnp.ndarray]:

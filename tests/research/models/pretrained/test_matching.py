@@ -7,7 +7,7 @@ import pytest
 
 from input_pipeline.cli import UserError
 from research.models import registry
-from research.models.pretrained import plan
+from research.models.pretrained import export, plan
 from research.models.pretrained.names import flatten
 from tests.research.models.pretrained import weights
 from tests.research.models.pretrained.weights import resnet18_state, write_safetensors
@@ -205,3 +205,22 @@ def test_impossible_preprocessing_in_metadata(tmp_path, text):
     path = write_safetensors(tmp_path / "x", {"fc.bias": np.zeros(3, np.float32)}, {"preprocessing": text})
     with pytest.raises(UserError, match="its metadata are damaged"):
         plan("resnet18", "", str(path))
+
+
+def test_a_network_cut_short_takes_the_whole_ones_file(tmp_path):
+    entry, _ = registry.find("efficientnet_b0")
+    whole = registry.create("efficientnet_b0", num_classes=1000)
+    shapes = weights.abstract(whole)
+    filled = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes)
+    arrays = export.torch_arrays(entry, "timm", weights.call_order("efficientnet_b0"), filled)
+    path = write_safetensors(tmp_path / "whole.safetensors", arrays)
+    cut = registry.create("efficientnet_b0", num_classes=3, stages=5, extra_conv=512)
+    fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), weights.abstract(cut))
+    order = weights.call_order("efficientnet_b0", stages=5, extra_conv=512)
+    loaded, report = plan("efficientnet_b0", "", str(path)).load(None, fresh, order)
+    loaded = flatten(loaded)
+    assert (loaded["params/backbone/block5_2/project/conv/kernel"] == 0.5).all()
+    assert (loaded["params/backbone/extra_conv/kernel"] == 0).all()
+    assert loaded["params/backbone/extra_conv/kernel"].shape == (3, 3, 112, 512)
+    assert any("extra_conv/kernel" in name for name in report["missing"])
+    assert any("blocks.6" in name for name in report["unused"])
