@@ -13,8 +13,10 @@ photographs (near-duplicate clusters), not of files; the study's accuracies are 
 
 Presets:
     epochs10, epochs30  the study's lengths (10 is the default)
-    cpu      the 24 networks with "same" padding at 64 px for 250 steps: about half an hour on two cores
-    folds    five folds of one small CNN. Two CPU cores: about 30 minutes. Measured: mean test accuracy 85.6 % over the
+    cpu      the 24 networks with "same" padding at 64 px, 1,000 steps of 16 images, no dropout: 1.5 hours on two
+             quiet cores
+    folds    five folds of one small CNN. Two CPU cores: about 30 minutes. Measured (with the validation photographs of
+             all folds drawn alike, not from the next fold as now): mean test accuracy 85.6 % over the
              folds (77.6, 78.0, 85.5, 94.6, 92.4), pooled 85.5 % [79.9, 90.5] over photographs; majority class 23.8 %,
              colour histogram + logistic regression 51.0 %. Whole photographs are right or wrong, which is why folds
              differ so much.
@@ -79,17 +81,23 @@ def _sheet(config: ConfigDict) -> None:
 
 
 def _cpu(config: ConfigDict) -> None:
-    config.demonstration = 'the study\'s 24 networks with "same" padding at 64 px and 250 steps, for a CPU'
+    config.demonstration = (
+        'the study\'s 24 networks with "same" padding at 64 px, 1,000 steps of 16 images and no dropout, for a CPU'
+    )
     config.image_size = 64
+    config.batch_size = 16
     config.epochs = 0.0
-    config.steps = 250
+    config.steps = 1000
     config.evaluate_every = config.checkpoint_every = "125 steps"
+    config.log_every = "125 steps"
     config.model.options.padding = "same"
     config.model.options.batch_norm_momentum = 0.9
-    config.model.options.dense_dropout = 0.2
+    config.model.options.conv_dropout = config.model.options.dense_dropout = 0.0
     config.data.channels = 3
     config.data.augment.dihedral = True
     _robust(config)
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.ema = 0.98
 
 
 def _robust(config: ConfigDict) -> None:
@@ -186,6 +194,7 @@ def _smoke(config: ConfigDict) -> None:
     )
     config.search.latency = False
     config.evaluation.bootstrap = 200
+    config.evaluation.explain = ""
 
 
 PRESETS = {

@@ -49,6 +49,8 @@ def default() -> ConfigDict:
             "tta": "none",  # none, flips, dihedral
             "bootstrap": 2000,  # resamples for the intervals
             "baselines": True,
+            "explain": "gradcam",  # how the report explains its most confident cases; "" = not at all
+            "cited": (),  # figures of the literature for the report's table: (name, {metric: value}) pairs
             "submission_columns": ("id", "label"),  # header of submission.csv
             "batch_size": 0,  # 0 = batch_size
         }
@@ -97,6 +99,7 @@ def search() -> ConfigDict:
             "confirm_seeds": 0,  # train the members of the front again with so many fresh seeds
             "extend": 1.0,  # train the members of the front on to so many times their length; 1 = off
             "latency": False,  # measure how long one image takes, for every finished trial
+            "repeats": 1,  # train every setting with so many seeds: config.seed, config.seed + 1, …
             "folds": 0,  # cross-validation by group: fold k is the test of trial k
             "fold_fractions": {"validation": 0.1, "calibration": 0.1},  # of the examples outside the test fold
         }

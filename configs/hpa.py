@@ -137,6 +137,7 @@ def _smoke(config: ConfigDict) -> None:
     config.data.simulated.test = 12
     config.phases = ()
     config.evaluation.bootstrap = 200
+    config.evaluation.explain = ""
     if any("model.name" in trial for trial in config.search.trials):
         config.demonstration = "smoke: a few steps on a few small simulated images, to see that everything runs"
         config.image_size = 75  # the least that InceptionResNetV2 takes

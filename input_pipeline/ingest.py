@@ -16,12 +16,13 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
 
 from input_pipeline import duplicates, images, masks, raw
+from input_pipeline.boxes import Box
 from input_pipeline.cli import UserError
 from input_pipeline.studies.manifest import RawExample
 
@@ -45,7 +46,7 @@ class Ingested:
         height, width, channels, bit_depth: of the stored image.
         repaired: what was changed, or an empty string.
         file_hash: SHA-256 of the raw file (of all its channel files in order, then its masks).
-        content_hash: SHA-256 of the decoded pixels.
+        content_hash: SHA-256 of the decoded pixels, before they are cropped.
         signature: `duplicates.signature` of the pixels, or None when near duplicates are not looked for.
     """
 
@@ -66,11 +67,19 @@ class Ingested:
 class Reader:
     """Reads examples of one source; picklable, and the same in every process."""
 
-    def __init__(self, source: raw.RawSource, channel_names: Sequence[str], max_pixels: int, near_duplicates: bool):
+    def __init__(
+        self,
+        source: raw.RawSource,
+        channel_names: Sequence[str],
+        max_pixels: int,
+        near_duplicates: bool,
+        boxes: Mapping[str, Box] | None = None,  # by the first file of an example: what is kept of it
+    ):
         self.source = source
         self.channel_names = tuple(channel_names)
         self.max_pixels = max_pixels
         self.near_duplicates = near_duplicates
+        self.boxes = dict(boxes or {})
 
     def read(self, paths: Sequence[str], mask_paths: Sequence[str] = ()) -> Ingested:
         """Reads one example; a file that cannot be used gives an `Ingested` with an error, never an exception."""
@@ -89,6 +98,10 @@ class Reader:
                     digest.update(data)
                 segmentation, changes = masks.merge(found, image.height, image.width, self.max_pixels)
                 repaired = "; ".join(filter(None, (repaired, changes)))
+            whole = image.image  # copies are found as without boxes, so that groups and roles stay as they are
+            if box := self.boxes.get(paths[0]):
+                image = box.admitted(image)
+                segmentation = box.segmentation(segmentation) if segmentation else b""
         except (images.BadImage, raw.Unreadable) as error:
             return Ingested(error=str(error))
         except MemoryError:
@@ -103,8 +116,8 @@ class Reader:
             bit_depth=image.bit_depth,
             repaired=repaired,
             file_hash=digest.hexdigest(),
-            content_hash=duplicates.content_hash(image.image),
-            signature=duplicates.signature(image.image) if self.near_duplicates else None,
+            content_hash=duplicates.content_hash(whole),
+            signature=duplicates.signature(whole) if self.near_duplicates else None,
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from input_pipeline import raw
 from input_pipeline.assemble import Assignment, Kept
+from input_pipeline.boxes import Boxes
 from input_pipeline.splits import DUPLICATE_OF_TEST
 from input_pipeline.studies.manifest import Manifest
 
@@ -94,6 +95,22 @@ def warnings(manifest: Manifest, kept: Sequence[Kept], assignments: Sequence[Ass
         if absent and role != "unlabelled":
             sentences.append(f"no image in {role} has the label {', '.join(absent)}")
     return sentences
+
+
+def crops(table: Boxes, kept: Sequence[Kept]) -> dict:
+    """The part `boxes`: how many of the readable images were cropped, and which others stayed whole and why.
+
+    Args:
+        table: what `prepare --boxes` was given.
+        kept: what could be read.
+    """
+    rows = [(item.example.id, table.row(item.example)) for item in kept]
+    whole = [(name, row.reason if row else "no row") for name, row in rows if row is None or row.status != "cropped"]
+    return {
+        "file_sha256": hashlib.sha256(table.content).hexdigest(),
+        "cropped": len(rows) - len(whole),
+        "whole": by_reason(whole, limit=None),
+    }
 
 
 def _count(values: Iterable, limit: int = FIRST) -> dict[str, int]:

@@ -1,15 +1,14 @@
 """How does a raw download become a prepared dataset?
 
     python -m input_pipeline.prepare --study=NAME --source=RAW --out=DIR [--workers=N] [--seed=0] [--folds=K]
-        [--set key=value ...] [--max_bad=0.05]
+        [--set key=value ...] [--max_bad=0.05] [--boxes=boxes.csv]
 
 RAW is a folder or a .zip and is only read. DIR appears when it is complete, with TFRecord shards, an index, TFDS
 metadata, `splits.json` and `ingest_report.json`; the same input gives the same bytes, whatever the number of workers.
 Studies: hpa, blood_cells, pneumonia, lung_masks, folder (class folders), table (a CSV with paths and labels); their
-options are described in input_pipeline/studies/.
+options are described in input_pipeline/studies/. With the boxes that research.segment found, images are cropped.
 """
 
-import argparse
 import collections
 import contextlib
 import dataclasses
@@ -18,26 +17,21 @@ import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
 
 import numpy as np
 
+from input_pipeline import boxes as boxes_of
 from input_pipeline import duplicates, ingest_report, raw, splits
 from input_pipeline.assemble import Assignment, Kept, Spool, write_dataset
 from input_pipeline.building import building, check_target
 from input_pipeline.cli import UserError, atomic_write, progress, run
 from input_pipeline.image_headers import MAX_PIXELS
 from input_pipeline.ingest import Reader, ingest
+from input_pipeline.prepare_flags import FRACTIONS, MAX_BAD, pairs, parse, shares
 from input_pipeline.signatures import SIGNATURE
 from input_pipeline.simulate import MARKER
-from input_pipeline.studies import STUDIES, load
+from input_pipeline.studies import load
 from input_pipeline.studies.manifest import Manifest
-
-FRACTIONS = {"validation": 0.1, "calibration": 0.1, "test": 0.15}
-"""Shares of the examples that are carved out for the roles that the source does not provide."""
-
-MAX_BAD = 0.05
-"""Share of unreadable images above which nothing is written."""
 
 _FEW = 64
 """Fewer images than this are read sooner than worker processes start."""
@@ -237,6 +231,7 @@ def prepare(
     max_bad: float = MAX_BAD,
     max_pixels: int = MAX_PIXELS,
     near_duplicates: bool = True,
+    boxes: str | os.PathLike | None = None,
 ) -> dict:
     """Prepares a dataset.
 
@@ -253,6 +248,7 @@ def prepare(
         max_bad: share of unusable images above which nothing is written.
         max_pixels: limit of pixels in an image.
         near_duplicates: whether augmented and re-encoded copies are looked for, and not only identical images.
+        boxes: table of the part of each image that is kept, see `input_pipeline.boxes`, or None for whole images.
 
     Returns:
         The content of `ingest_report.json`.
@@ -269,8 +265,18 @@ def prepare(
     simulated = simulated or any(name.rpartition("/")[2] == MARKER for name in source.names())
     if workers is None:
         workers = 1 if len(manifest.examples) < _FEW else len(os.sched_getaffinity(0))
-    reader = Reader(source, manifest.channels, max_pixels, near_duplicates)
-    header = {
+    table = boxes_of.read(boxes) if boxes else None
+    crops = table.of(manifest.examples) if table else {}
+    reader = Reader(source, manifest.channels, max_pixels, near_duplicates, crops)
+    header = _header(study, simulated, seed, manifest, fractions, folds)
+    with building(out) as folder, _Intake(folder, reader, manifest) as intake:
+        intake.read_all(workers, max_bad)
+        return _write(folder, intake, header, workers, table)
+
+
+def _header(study: str, simulated: bool, seed: int, manifest: Manifest, fractions: Mapping, folds: int) -> dict:
+    """What `splits.json` says besides the examples."""
+    return {
         "study": study,
         "simulated": simulated,
         "seed": seed,
@@ -280,12 +286,9 @@ def prepare(
         "fractions": fractions,
         "folds": folds,
     }
-    with building(out) as folder, _Intake(folder, reader, manifest) as intake:
-        intake.read_all(workers, max_bad)
-        return _write(folder, intake, header, workers)
 
 
-def _write(folder: pathlib.Path, intake: _Intake, header: dict, workers: int) -> dict:
+def _write(folder: pathlib.Path, intake: _Intake, header: dict, workers: int, table: boxes_of.Boxes | None) -> dict:
     """Groups and splits what was read and writes the dataset; returns the report."""
     manifest, source, kept = intake.manifest, intake.reader.source, intake.kept
     _check_kept(manifest, kept, source)
@@ -303,62 +306,11 @@ def _write(folder: pathlib.Path, intake: _Intake, header: dict, workers: int) ->
     for warning in ingest_report.warnings(manifest, kept, assignments):
         print(f"warning: {warning}", file=sys.stderr)
     report = ingest_report.build(manifest, source, kept, intake.skipped, assignments, clusters.statistics, header)
+    if table:
+        report["boxes"] = ingest_report.crops(table, kept)
+        atomic_write(folder / boxes_of.NAME, table.content)
     atomic_write(folder / "ingest_report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     return report
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python -m input_pipeline.prepare --help.")
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
-        prog="python -m input_pipeline.prepare", description="Turns a raw download into a prepared dataset."
-    )
-    parser.add_argument("--study", required=True, help=", ".join(STUDIES))
-    parser.add_argument("--source", required=True, help="folder or .zip of the raw download; it is only read")
-    parser.add_argument("--out", required=True, help="folder that appears when the dataset is complete")
-    parser.add_argument("--workers", type=int, help="processes that read images (default: one for each core)")
-    parser.add_argument("--seed", type=int, default=0, help="of the carved roles and the folds (default 0)")
-    parser.add_argument("--folds", type=int, default=0, help="store K grouped stratified folds (default 0: none)")
-    parser.add_argument(
-        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="options of the study"
-    )
-    parser.add_argument(
-        "--fractions", nargs="+", default=[], metavar="ROLE=SHARE",
-        help="of the roles to carve (default " + " ".join(f"{role}={share}" for role, share in FRACTIONS.items()) + ")",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max_bad", type=float, default=MAX_BAD, help=f"stop above this share of bad images (default {MAX_BAD})"
-    )
-    parser.add_argument(
-        "--max_pixels", type=int, default=MAX_PIXELS, help=f"limit of pixels in an image (default {MAX_PIXELS})"
-    )
-    parser.add_argument(
-        "--duplicates",
-        choices=("near", "exact"),
-        default="near",
-        help="look for augmented and re-encoded copies (near, default) or for identical images only (exact)",
-    )
-    return parser.parse_args(arguments)
-
-
-def _pairs(flag: str, pairs: Sequence[str]) -> dict[str, str]:
-    options = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise UserError(f"{flag} {pair} is no KEY=VALUE pair.")
-        options[key] = value
-    return options
-
-
-def _shares(pairs: Sequence[str]) -> dict[str, float]:
-    try:
-        return {role: float(share) for role, share in _pairs("--fractions", pairs).items()}
-    except ValueError as error:
-        raise UserError(f"--fractions {' '.join(pairs)}: write shares as numbers, such as test=0.2.") from error
 
 
 def _summary(report: dict, out: str) -> str:
@@ -369,6 +321,9 @@ def _summary(report: dict, out: str) -> str:
         f"  repaired {counts['repaired']}, unusable {counts['skipped']}, left out by the study {counts['left_out']}",
         f"  {duplicated['statistics']['groups']} groups of copies, {duplicated['exact_copies']} exact copies",
     ]
+    if "boxes" in report:
+        cropped = report["boxes"]["cropped"]
+        lines.append(f"  {cropped} cropped to their boxes, {counts['readable'] - cropped} left whole")
     if report["copies_of_test"]["count"]:
         lines.append(f"  {report['copies_of_test']['count']} copies of official test images left out")
     for part in ("skipped", "left_out"):
@@ -379,7 +334,7 @@ def _summary(report: dict, out: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: prepares and prints a summary."""
-    flags = _parse(arguments)
+    flags = parse(arguments)
     report = prepare(
         flags.study,
         flags.source,
@@ -387,11 +342,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         workers=flags.workers,
         seed=flags.seed,
         folds=flags.folds,
-        options=_pairs("--set", flags.set),
-        fractions=_shares(flags.fractions),
+        options=pairs("--set", flags.set),
+        fractions=shares(flags.fractions),
         max_bad=flags.max_bad,
         max_pixels=flags.max_pixels,
         near_duplicates=flags.duplicates == "near",
+        boxes=flags.boxes,
     )
     print(_summary(report, flags.out))
 

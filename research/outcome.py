@@ -1,12 +1,12 @@
 """What is left of a trial when it is trained: predictions of every role, and its row in the ledger `trials.csv`."""
 
+import functools
 import pathlib
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from research.evaluation import predictions
 from research.models.flops import flops
 from research.models.initialize import count_parameters
 from research.report import tables
@@ -14,11 +14,12 @@ from research.report.writer import MetricWriter
 from research.training import build, start_weights
 from research.training.inference import Predictor
 from research.training.loop import Best
-from research.training.progress import Diverged, validation_metrics
+from research.training.progress import Diverged
 from research.training.signals import StopSignal
 from research.training.state import flatten
 
 _POSITION = ("trial", "step", "epoch", "phase", "split")
+_TRAIN = ("loss", "accuracy", "macro_f1", "pooled_dice")
 ROLES = ("validation", "calibration", "test", "unlabelled")
 
 
@@ -79,20 +80,13 @@ def finish(
         indices = dataset.indices(role)
         if not len(indices):
             continue
-        logits = predictor(best.variables, indices)
-        if not np.isfinite(logits).all():
+        rows = predictor(best.variables, indices)
+        if not np.isfinite(rows).all():
             raise Diverged(f"Outputs for {role} are not finite; lower the learning rate.")
-        predictions.write(
-            folder / "predictions" / f"{trial.name}_{role}.csv",
-            [dataset.ids[i] for i in indices],
-            [dataset.groups[i] for i in indices],
-            dataset.labels[indices],
-            logits,
-            dataset.class_names,
-        )
-        if role in ("validation", "test"):
-            loss = build.build_loss(trial)
-            metrics[role] = validation_metrics(loss, logits, dataset.labels[indices], dataset.multi_label)
+        maps = functools.partial(predictor.maps, best.variables, indices)
+        trial.task.write(folder / "predictions" / f"{trial.name}_{role}.csv", rows, maps, dataset, indices)
+        if role != "unlabelled":
+            metrics[role] = trial.task.metrics(build.build_loss(trial), rows, dataset, indices)
     _write_hparams(trial, folder, metrics)
     return facts(trial, best) | {"metrics": _of_training(history) | metrics}
 
@@ -107,7 +101,7 @@ def stopped(trial: build.Trial, best: Best, history: Sequence[dict]) -> dict:
 def _of_training(history: Sequence[dict]) -> dict:
     """The metrics of the training images since the log line before the last, as the network saw them."""
     rows = [row for row in history if row["split"] == "train"]
-    return {"train": {k: rows[-1][k] for k in ("loss", "accuracy", "macro_f1")}} if rows else {}
+    return {"train": {k: rows[-1][k] for k in _TRAIN if k in rows[-1]}} if rows else {}
 
 
 def facts(trial: build.Trial, best: Best) -> dict:

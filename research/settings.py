@@ -8,6 +8,7 @@ from input_pipeline.cli import UserError
 from research.search import plans
 from research.training import optimizers
 
+_EXPLANATIONS = ("gradcam", "gradcam++", "scorecam", "integrated_gradients", "smoothgrad", "occlusion")
 _CHOICES = {
     "nonfinite": ("skip", "abort"),
     "data.split": ("roles", "study"),
@@ -15,6 +16,7 @@ _CHOICES = {
     "data.resize": ("stretch", "crop"),
     "data.normalize": ("auto", *normalize.KINDS),
     "data.sampler": ("uniform", "class_balanced", "repeat_factor"),
+    "evaluation.explain": ("", *_EXPLANATIONS),
     "evaluation.tta": ("none", "flips", "dihedral"),
     "evaluation.thresholds": ("fixed", "per_class_f1", "grid"),
     "model.head_pool": ("average", "max", "flatten"),
@@ -37,6 +39,7 @@ def validate(config: ConfigDict) -> None:
         "batch_size": config.batch_size,
         "image_size": config.image_size,
         "search.cohort": config.search.cohort,
+        "search.repeats": config.search.repeats,
         "optimizer.accumulate": config.optimizer.accumulate,
         "optimizer.learning_rate": config.optimizer.learning_rate,
     }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 import tempfile
@@ -169,24 +170,36 @@ def expand(
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the trial {name}: {' '.join(str(error).split())}.") from error
         validate(changed.lock())
-        folds = range(changed.search.folds) if changed.search.folds else (None,)
-        for fold in folds:
-            view = with_roles(changed, dataset, fold, config.seed)
-            label = name if fold is None else f"{name}-fold{fold}"
-            own = overrides if fold is None else overrides | {"search.fold": fold}
+        variants = _repeated(name, overrides, changed) if stage == "search" else [(name, overrides, changed)]
+        folds = range(changed.search.folds) or (None,)
+        for (label, own, settings), fold in itertools.product(variants, folds):
+            view = with_roles(settings, dataset, fold, config.seed)
+            label = label if fold is None else f"{label}-fold{fold}"
+            own = own if fold is None else own | {"search.fold": fold}
             file_name = build.as_file_name(label)
-            start = starts.settle(changed.model, file_name)
+            start = starts.settle(settings.model, file_name)
             # All see the examples in one order, so that they differ in nothing but their settings.
             one_order = config.search.order == "shared" and stage != "confirm"
-            seeds = {"data_seed": config.seed if one_order else changed.seed}
+            seeds = {"data_seed": config.seed if one_order else settings.seed}
             setting = entry.setting or name
             trials.append(
-                build.Trial(file_name, setting, own, changed, view, None, None, start=start, stage=stage, **seeds)
+                build.Trial(file_name, setting, own, settings, view, None, None, start=start, stage=stage, **seeds)
             )
     if len(names := [trial.name for trial in trials]) > len(set(names)):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"two trials of config.search would be called {twice}; give each a name of its own.")
     return trials
+
+
+def _repeated(name: str, overrides: Mapping, config: ConfigDict) -> list[tuple[str, Mapping, ConfigDict]]:
+    """Name, overrides and config of a setting, for each seed that `search.repeats` asks for."""
+    if config.search.repeats == 1:
+        return [(name, overrides, config)]
+    found = []
+    for seed in range(config.seed, config.seed + config.search.repeats):
+        own = ConfigDict(config.to_dict() | {"seed": seed}).lock()
+        found.append((f"{name}-seed{seed}", overrides | {"seed": seed}, own))
+    return found
 
 
 def _paths(tree: dict, prefix: str = "") -> set[str]:
@@ -222,6 +235,7 @@ def with_roles(config: ConfigDict, dataset: Dataset, fold: int | None, seed: int
 def check(trial: build.Trial) -> None:
     """Everything about a trial that can be refused before anything is written."""
     config = trial.config
+    trial.task.check(trial)
     stretches = phases(config, len(trial.train_indices))
     build.build_loss(trial)
     if build.weights_begin(trial) and config.loss.class_weights == "none":
@@ -282,13 +296,14 @@ class SharedImages:
         """The trial with its cache and, where its normalisation needs them, statistics of its training images."""
         config, dataset = trial.config, trial.dataset
         size, channels = config.image_size, trial.channels
-        key = (size, channels, config.data.resize)
+        masks = trial.task.segments
+        key = (size, channels, config.data.resize, masks)
         wanted = config.data.cache
         if wanted == "auto":
-            wanted = "ram" if fits(len(dataset.ids) * size * size * channels) else "none"
+            wanted = "ram" if fits(len(dataset.ids) * size * size * (channels + masks)) else "none"
         cache = None
         if wanted in ("ram", "device"):
-            cache = self._caches.setdefault(key, DecodedCache(dataset, size, channels, config.data.resize))
+            cache = self._caches.setdefault(key, DecodedCache(dataset, *key[:3], segmentation=masks))
         if wanted == "device" and self._device_key != key:
             self.device_images = jax.device_put(cache.fill().array, sharding.replicated(mesh))
             self._device_key = key

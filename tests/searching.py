@@ -65,7 +65,7 @@ def configure(data, **changes) -> ConfigDict:
         "study": "stripes", "data.dir": str(data), "image_size": SIZE, "batch_size": 12, "steps": 12,
         "model.name": "simple_cnn", "model.options": ConfigDict({"widths": (4,)}), "evaluate_every": "3 steps",
         "checkpoint_every": "3 steps", "log_every": "3 steps", "evaluation.bootstrap": 20,
-        "evaluation.baselines": False, "search.plan": "one by one",
+        "evaluation.baselines": False, "evaluation.explain": "", "search.plan": "one by one",
     })  # fmt: skip
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     return config.lock()

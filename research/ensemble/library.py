@@ -182,7 +182,8 @@ def _members(rows: Sequence[dict], run: pathlib.Path, prefix: str) -> tuple[list
     members, left_out = [], []
     for (setting, _), own in settings.items():
         trials = {row["overrides"].get("search.fold"): row["id"] for row in own}
-        name = f"{prefix}{own[0]['id'] if len(own) == 1 else setting}"
+        of_folds = setting if sum(key[0] == setting for key in settings) == 1 else f"{setting}-seed{own[0]['seed']}"
+        name = f"{prefix}{own[0]['id'] if len(own) == 1 else of_folds}"
         if any(row["status"] != "finished" for row in own):
             left_out.append(name)
         elif len(trials) < len(own):

@@ -135,13 +135,58 @@ def histogram_regression(
 ) -> Baseline:
     """Logistic regression on colour histograms (`histogram_features`): what colours alone are worth.
 
-    Square roots of the histograms (the Hellinger kernel, Vedaldi & Zisserman 2012), standardised by the
-    statistics of `train`; multinomial, or one-vs-rest with the thresholds that maximise each class's F1 on
-    `calibration` (0.5 without calibration examples) and the highest score where none is reached, as the
+    Takes square roots of the histograms (the Hellinger kernel, Vedaldi & Zisserman 2012); see `regression`.
+    """
+
+    def roots(features: np.ndarray | None) -> np.ndarray | None:
+        return None if features is None else np.sqrt(np.asarray(features, np.float64))
+
+    return regression(
+        "colour histogram + logistic regression", roots(train_features), train_labels, roots(test_features),
+        num_classes, multi_label, roots(calibration_features), calibration_labels, max_iterations,
+    )  # fmt: skip
+
+
+def pixel_features(images: np.ndarray, side: int = 32) -> np.ndarray:
+    """The mean of the channels, at most `side` x `side` pixels, each the mean of the area that it covers.
+
+    Args:
+        images: `[N, H, W, C]`.
+
+    Returns:
+        float32 `[N, min(H, side) * min(W, side)]`.
+    """
+    grey = np.asarray(images, np.float32).mean(axis=-1)
+    for axis in (1, 2):
+        length = grey.shape[axis]
+        parts = min(length, side)
+        starts = np.arange(parts) * length // parts
+        sums = np.add.reduceat(grey, starts, axis=axis)
+        counts = np.diff(np.append(starts, length)).astype(np.float32)
+        grey = sums / np.expand_dims(counts, tuple(i for i in range(3) if i != axis))
+    return grey.reshape(len(grey), -1)
+
+
+def regression(
+    name: str,
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    num_classes: int,
+    multi_label: bool,
+    calibration_features: np.ndarray | None = None,
+    calibration_labels: np.ndarray | None = None,
+    max_iterations: int = 200,
+) -> Baseline:
+    """Logistic regression on features that need no learning.
+
+    Standardised by the statistics of `train`; multinomial, or one-vs-rest with the thresholds that maximise each
+    class's F1 on `calibration` (0.5 without calibration examples) and the highest score where none is reached, as the
     network's own. Deterministic. L2 with scikit-learn's C = 1; L-BFGS stops after `max_iterations`, so the
     time is bounded (seconds for 5,000 images).
 
     Args:
+        name: of the baseline.
         train_features: `[N, F]`. train_labels: int `[N]` or multi-hot `[N, K]`.
         test_features: `[M, F]`.
         num_classes: K.
@@ -153,19 +198,19 @@ def histogram_regression(
         UserError: no training examples, unlabelled ones, or labels that do not fit.
     """
     true = check_labels(train_labels, num_classes, multi_label, len(train_features))
-    roots = np.sqrt(np.asarray(train_features, np.float64))
-    mean, scale = roots.mean(axis=0), roots.std(axis=0)
+    train_features = np.asarray(train_features, np.float64)
+    mean, scale = train_features.mean(axis=0), train_features.std(axis=0)
     scale[scale == 0] = 1.0
 
     def standardise(features: np.ndarray) -> np.ndarray:
-        return (np.sqrt(np.asarray(features, np.float64)) - mean) / scale
+        return (np.asarray(features, np.float64) - mean) / scale
 
     train, test = standardise(train_features), standardise(test_features)
     if not multi_label:
         scores = _fit_and_score(
             train, np.asarray(train_labels).astype(np.int64), [test], num_classes, max_iterations
         )[0]
-        return Baseline("colour histogram + logistic regression", scores, scores.argmax(axis=1))
+        return Baseline(name, scores, scores.argmax(axis=1))
     sets = [test]
     if calibration_features is not None and len(calibration_features):
         sets.append(standardise(calibration_features))
@@ -175,7 +220,7 @@ def histogram_regression(
     ]
     scores = [np.stack([column[i][:, 1] for column in columns], axis=1) for i in range(len(sets))]
     cuts = per_class_f1(scores[1], calibration_labels) if len(sets) > 1 else fixed(num_classes)
-    return Baseline("colour histogram + logistic regression", scores[0], decide(scores[0], cuts), cuts)
+    return Baseline(name, scores[0], decide(scores[0], cuts), cuts)
 
 
 def _fit_and_score(

@@ -15,7 +15,10 @@ import jax.numpy as jnp
 
 from research.losses.single_label import dense
 
-_PIXELS = (1, 2)
+
+def _pixels(terms: jax.Array) -> tuple[int, ...]:
+    """The axes between the example and the class; none for `[B, K]`, where an example is one pixel."""
+    return tuple(range(1, terms.ndim - 1))
 
 
 def _mean_over_classes(terms: jax.Array, class_weights: jax.Array | None) -> jax.Array:
@@ -27,7 +30,7 @@ def _counts(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array
     """Soft TP, FP and FN, each `[B, K]`; 1 - p is a sigmoid of its own, which keeps it exact near zero."""
     inside, outside = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
     sums = (inside * targets, inside * (1.0 - targets), outside * targets)
-    return tuple(jnp.sum(terms, axis=_PIXELS) for terms in sums)
+    return tuple(jnp.sum(terms, axis=_pixels(terms)) for terms in sums)
 
 
 def _shortfall(logits: jax.Array, targets: jax.Array, missed: float | jax.Array, smooth: float | jax.Array):
@@ -61,7 +64,7 @@ def bce_dice(
     terms = -targets * jax.nn.log_sigmoid(logits) - (1.0 - targets) * jax.nn.log_sigmoid(-logits)
     # Half the weight on each kind of error makes the Tversky index the Dice coefficient, s / 2 counted once.
     dice = _shortfall(logits, targets, 0.5, smooth / 2.0)
-    return _mean_over_classes(jnp.mean(terms, axis=_PIXELS) + dice_weight * dice, class_weights)
+    return _mean_over_classes(jnp.mean(terms, axis=_pixels(terms)) + dice_weight * dice, class_weights)
 
 
 def focal_pixels(
@@ -87,7 +90,8 @@ def focal_pixels(
     log_inside, log_outside = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
     inside = alpha * jnp.exp(gamma * log_outside) * log_inside
     outside = (1.0 - alpha) * jnp.exp(gamma * log_inside) * log_outside
-    return _mean_over_classes(jnp.mean(-targets * inside - (1.0 - targets) * outside, axis=_PIXELS), class_weights)
+    terms = -targets * inside - (1.0 - targets) * outside
+    return _mean_over_classes(jnp.mean(terms, axis=_pixels(terms)), class_weights)
 
 
 def tversky(

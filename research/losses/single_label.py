@@ -28,8 +28,8 @@ def mean_over_examples(losses: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def without_padding(logits: jax.Array, weights: jax.Array) -> jax.Array:
-    """The logits `[B, K]`, zeros where the weight is 0: a NaN there times 0 would be NaN, in the gradient as well."""
-    return jnp.where(weights[:, None] > 0, logits, 0.0)
+    """The logits `[B, ...]`, zeros where the weight is 0: a NaN there times 0 would be NaN, in the gradient as well."""
+    return jnp.where(jnp.expand_dims(weights, tuple(range(1, logits.ndim))) > 0, logits, 0.0)
 
 
 def smooth(targets: jax.Array, label_smoothing: float | jax.Array) -> jax.Array:

@@ -365,7 +365,9 @@ NAMES = {
 def _builder(size: str):
     width, depth = SIZES[size]
 
-    @register(f"efficientnet_{size}", names=NAMES, aliases={f"tf_efficientnet_{size}": "tf"})
+    aliases = {f"tf_efficientnet_{size}": "tf"}
+
+    @register(f"efficientnet_{size}", names=NAMES, aliases=aliases, additions=("^backbone/extra_conv$",))
     def build(
         variant: Variant = "timm",
         batch_norm_momentum: float | None = None,

@@ -22,8 +22,10 @@ FAMILIES = (
     "research.models.grid_cnn",
     "research.models.inception_resnet_v2",
     "research.models.inception_v3",
+    "research.models.merged",
     "research.models.resnet",
     "research.models.simple_cnn",
+    "research.models.unet",
     "research.models.vgg",
     "research.models.xception",
 )
@@ -45,8 +47,10 @@ class Entry:
       names: by library ("timm", "torchvision", "keras"), what that library calls the modules. A Keras layer that holds
         the kernels of two modules is followed by a colon and the variable ("block2_sepconv1:pointwise_kernel").
       ignored: regular expressions of names in weight files that belong to no module, such as auxiliary classifiers.
+      additions: regular expressions of modules that files need not have; they are drawn.
       widths: options that list the widths of layers. Giving them as the model's widths means: with zeros for weights, a
         wider model computes what a narrower one does, so that both can be trained in one program.
+      segments: whether its features, and with them the logits, are those of every pixel: `[B, H, W, F]`.
     """
 
     name: str
@@ -55,6 +59,8 @@ class Entry:
     names: Mapping[str, Names]
     ignored: tuple[str, ...]
     widths: tuple[str, ...] = ()
+    additions: tuple[str, ...] = ()
+    segments: bool = False
 
 
 _ENTRIES: dict[str, Entry] = {}
@@ -68,6 +74,8 @@ def register(
     aliases: Mapping[str, str] | None = None,
     ignored: Sequence[str] = (),
     widths: Sequence[str] = (),
+    additions: Sequence[str] = (),
+    segments: bool = False,
 ) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
     """Decorator: the function builds the backbone `name` from keyword options.
 
@@ -81,12 +89,14 @@ def register(
       aliases: other names to the variant that they mean, such as `{"tf_efficientnet_b0": "tf"}`.
       ignored: see `Entry`.
       widths: see `Entry`.
+      additions: see `Entry`.
+      segments: see `Entry`.
     """
 
     def decorate(builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         variant = inspect.signature(builder).parameters.get("variant")
         variants = tuple(variant.annotation.__args__) if variant else ()
-        entry = Entry(name, builder, variants, names or {}, tuple(ignored), tuple(widths))
+        entry = Entry(name, builder, variants, names or {}, tuple(ignored), tuple(widths), tuple(additions), segments)
         if _ENTRIES.setdefault(name, entry).build is not builder:
             raise ValueError(f"two models are called {name}")
         _ALIASES.update({_plain(alias): (name, value) for alias, value in (aliases or {}).items()})
@@ -137,6 +147,12 @@ def _options(entry: Entry, variant: str, options: dict[str, Any]) -> dict[str, A
     return options
 
 
+def backbone(name: str, variant: str = "", **options: Any) -> nn.Module:
+    """The backbone of the model `name` without a head; see `create` for the arguments and errors."""
+    entry, implied = find(name)
+    return entry.build(**_options(entry, variant or implied, options))
+
+
 def create(
     name: str,
     *,
@@ -172,12 +188,12 @@ def create(
     Raises:
       UserError: an unknown model, variant or option, or a width that is not positive.
     """
-    entry, implied = find(name)
+    find(name)  # an unknown model is the first thing to say
     if num_classes < 1 or any(width < 1 for width in head):
         raise cli.UserError(
             f"{num_classes} classes with head widths {tuple(head)} make no head; give positive numbers."
         )
-    options = _options(entry, variant or implied, options)
+    body = backbone(name, variant, **options)
     classifier_head = Head(
         num_classes=num_classes,
         widths=tuple(head),
@@ -187,4 +203,4 @@ def create(
         bias_init=tuple(head_bias_init),
         dtype=dtype,
     )
-    return Classifier(entry.build(**options), classifier_head, head_pool, dtype=dtype, frozen=tuple(frozen))
+    return Classifier(body, classifier_head, head_pool, dtype=dtype, frozen=tuple(frozen))

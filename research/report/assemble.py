@@ -1,6 +1,5 @@
 """Turns a finished run folder (ledger, metrics, predictions) into its report; may be run again at any time."""
 
-import collections
 import csv
 import io
 import pathlib
@@ -10,16 +9,14 @@ import numpy as np
 
 from input_pipeline import plotting
 from input_pipeline.cli import atomic_write
-from input_pipeline.loader import eval_batches
-from research.evaluation import baselines, calibration, metrics, predictions, score, thresholds
+from research.evaluation import calibration, metrics, predictions, score, thresholds
 from research.losses import notes as loss_notes
-from research.report import choice, page, plots, tables
+from research.report import choice, masks, page, plots, rivals, settings_table, tables
 from research.report import search as search_report
 from research.report.writer import MetricWriter, read_jsonl
 from research.training import start_weights
 
 MISTAKES = 10
-_HISTOGRAM_TRAIN = 5000  # images that the histogram baseline is fitted on, at most
 USES = {
     "train": "fitting the weights",
     "validation": "choice of checkpoint, learning rate, early stopping",
@@ -40,15 +37,17 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
     """
     ledger = tables.read_trials_csv(folder / "trials.csv")
     settings = choice.settings_of(trials, ledger)
-    chosen = choice.choose(settings, ledger, config.selection)
-    members, evaluation = settings[chosen], config.evaluation
+    metric = choice.metric_of(config, settings)
+    chosen, role = choice.choose(settings, ledger, metric)
+    members, evaluation = choice.shown(settings, chosen, ledger, role, metric), config.evaluation
     multi_label = members[0].dataset.multi_label
-    scored = score.score(folder, [t.name for t in members], multi_label, evaluation)
+    segments = members[0].task.segments
+    scored = None if segments else score.score(folder, [t.name for t in members], multi_label, evaluation)
     context = {
         "title": f"{config.study}: {members[0].config.model.name}",
         "command": environment["command"],
         "summary": _summary(config, trials, settings),
-        "task": "multi-label" if multi_label else "single-label",
+        "task": "segmentation" if segments else "multi-label" if multi_label else "single-label",
         "warnings": warnings_of(config, members[0].dataset),
         "trials": [{k: v for k, v in row.items() if k != "state_sha256"} for row in ledger],
         "chosen_trial": chosen,
@@ -60,11 +59,15 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
         "files": {"trials.csv": "one row per trial", "metrics.jsonl": "loss and metrics by step",
                   "predictions/": "logits by image and role", "tensorboard/": "curves, images, PR curves"},
     }  # fmt: skip
-    search, compared = None, {name: [trial.name for trial in own] for name, own in settings.items()}
+    search = None
+    compared = {
+        name: {seed: [trial.name for trial in folds] for seed, folds in choice.by_seed(own).items()}
+        for name, own in settings.items()
+    }
     if len(settings) > 1:
         context["provenance"]["statements"].append(
-            f"The setting is the best of {len(settings)} by {config.selection} on validation; that flatters its "
-            "figures there, not those of test."
+            f"The setting is the best of {len(settings)} by {metric} on {role}; that flatters its figures there, not "
+            "those of test."
         )
         losses = [(own[0].config.loss.name, own[0].config.loss.options.to_dict()) for own in settings.values()]
         context["provenance"]["statements"] += loss_notes.notes(losses, members[0].num_classes)
@@ -72,14 +75,25 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
         stop.check()
         search = search_report.build(folder, ledger, config, multi_label)
         context["files"] |= search.files
-        compared = choice.compared(compared, chosen, search.members) | search.compressed
+        compared = choice.compared(compared, chosen, search.members)
+        compared |= {name: {config.seed: trials} for name, trials in search.compressed.items()}
     if scored is not None:
         stop.check()
-        context |= _scored_parts(folder, config, members, scored, stop, context["figures"])
-        _comparison(folder, compared, evaluation, scored, context)
+        found = rivals.predict(members, scored, config.seed, stop) if evaluation.baselines else []
+        context |= _scored_parts(folder, config, members, scored, found, context["figures"])
+        if evaluation.explain:
+            from research.explain import report as explanations  # imports the study, which imports this file
+
+            context["figures"] += explanations.figures(folder, members[0], scored, stop, evaluation.explain)
+        seeds = {name: _of_seeds(folder, by_seed, config, multi_label) for name, by_seed in compared.items()}
+        rows = settings_table.build(seeds, chosen, found, scored, evaluation.bootstrap, config.seed)
+        context["settings"] = {"rows": rows, "chosen": chosen, "role": role, "cited": evaluation.cited}
+        _comparison(folder, rows, context)
+    if segments:
+        masks.add(context, masks.parts(folder, config, settings, members, stop))
     if (folder / start_weights.RECORD).exists():
         context["files"][start_weights.RECORD] = "pretrained weights by trial: file, hash, what was loaded and replaced"
-    if submission(folder, config, members):
+    if not segments and submission(folder, config, members):
         context["files"]["submission.csv"] = "labels of the unlabelled images, joined by id"
     page.write_page(folder, context, search)
 
@@ -122,15 +136,17 @@ def _config_summary(trial) -> dict:
 
 def _provenance(config, members, scored) -> dict:
     dataset = members[0].dataset
-    roles = []
-    for role, use in USES.items():
+    roles, uses = [], USES | (masks.USES if members[0].task.segments else {})
+    for role, use in uses.items():
         indices = dataset.indices(role)
         if len(indices):
             groups = len(set(dataset.groups[indices]))
             roles.append({"role": role, "n_examples": len(indices), "used_for": use, "n_groups": groups})
     statements = [
         f"The checkpoint was chosen by {config.selection} on validation, evaluated every {config.evaluate_every}.",
-        "Temperature and thresholds were fitted on calibration; nothing was chosen on test.",
+        masks.STATEMENT
+        if members[0].task.segments
+        else "Temperature and thresholds were fitted on calibration; nothing was chosen on test.",
         "Groups (copies, near-duplicates, patients, photographs) never stand in two labelled roles."
         if config.data.split == "roles"
         else "The split ignores groups: the figures are too good.",
@@ -165,7 +181,7 @@ def _phase_start(rows: list[dict], phase: str) -> int:
     return min(row["step"] for row in rows if row["phase"] == phase)
 
 
-def _scored_parts(folder, config, members, scored, stop, figures: list[dict]) -> dict:
+def _scored_parts(folder, config, members, scored, found, figures: list[dict]) -> dict:
     """Headline, per-class table, folds, baselines, calibration and mistakes; appends to `figures`."""
     n, seed, multi_label = config.evaluation.bootstrap, config.seed, scored.multi_label
     estimates = score.estimates(scored, n, seed)
@@ -174,13 +190,10 @@ def _scored_parts(folder, config, members, scored, stop, figures: list[dict]) ->
         "headline": [{"name": name, "role": "test", "n_examples": len(scored.ids), "n_groups": groups} | estimates[name]
                      for name in score.HEADLINE[multi_label]],
         "per_class": score.per_class(scored, n, seed),
-        "baselines": [],
+        "baselines": rivals.table(found, scored, n, seed),
     }  # fmt: skip
     if len(members) > 1:
         parts["folds"] = _folds(scored)
-    stop.check()
-    if config.evaluation.baselines:
-        parts["baselines"] = _baselines(members, scored, n, seed, stop)
     parts |= _calibration(config, scored)
     out = folder / "report"
     every = next((b for b in parts["baselines"] if b["name"] == "every label"), None)
@@ -228,67 +241,6 @@ def _folds(scored) -> list[dict]:
                      "n_examples": int(where.sum()), "n_groups": len(set(scored.groups[where]))})  # fmt: skip
     mean = {k: float(np.mean([r["metrics"][k] for r in rows])) for k in rows[0]["metrics"]}
     return [*rows, {"fold": "mean", "metrics": mean}]
-
-
-def _baselines(members, scored, n: int, seed: int, stop) -> list[dict]:
-    """Each baseline is fitted on each fold's own train (and calibration) role and scored on the pooled test images."""
-    by_name = collections.defaultdict(list)
-    features = _Histograms(members[0])
-    k = len(scored.class_names)
-    for number, trial in enumerate(members):
-        stop.check()
-        dataset = trial.dataset
-        rows = scored.folds == number
-        position = {name: i for i, name in enumerate(dataset.ids)}
-        test = np.array([position[name] for name in scored.ids[rows]])
-        train, fitted = trial.train_indices, dataset.indices("calibration")
-        found = baselines.trivial(dataset.labels[train], len(test), k, scored.multi_label, seed)
-        fit_on = np.sort(np.random.default_rng(seed).permutation(train)[:_HISTOGRAM_TRAIN])
-        found.append(
-            baselines.histogram_regression(
-                features(fit_on), dataset.labels[fit_on], features(test), k, scored.multi_label,
-                features(fitted), dataset.labels[fitted],
-            )
-        )  # fmt: skip
-        for baseline in found:
-            by_name[baseline.name].append(baseline.predicted)
-    result = []
-    for name, parts in by_name.items():
-        predicted = np.concatenate(parts)
-        given = metrics.decisions(scored.scores, scored.multi_label, predicted=predicted)
-        rows = metrics.per_class(
-            given.astype(float), scored.labels, scored.multi_label, predicted=predicted, class_names=scored.class_names
-        )
-        result.append({"name": name, "metrics": score.baseline_estimates(predicted, scored, n, seed),
-                       "by_class": {row["class"]: row["f1"] for row in rows}})  # fmt: skip
-    return result
-
-
-class _Histograms:
-    """Colour histograms of images at the size that the network sees, each computed once."""
-
-    def __init__(self, trial) -> None:
-        self.trial = trial
-        self.features: dict[int, np.ndarray] = {}
-
-    def __call__(self, indices: np.ndarray) -> np.ndarray:
-        """float32 `[n, F]`."""
-        missing = np.array([i for i in indices if int(i) not in self.features], np.int64)
-        trial = self.trial
-        batches = eval_batches(
-            trial.dataset,
-            missing,
-            256,
-            trial.config.image_size,
-            trial.channels,
-            threads=trial.threads,
-            resize=trial.config.data.resize,
-            cache=trial.cache,
-        )
-        for batch in batches if len(missing) else ():
-            found = baselines.histogram_features(batch["image"][batch["valid"]])
-            self.features |= dict(zip(batch["index"][batch["valid"]].tolist(), found, strict=True))
-        return np.stack([self.features[int(i)] for i in indices]) if len(indices) else np.zeros((0, 1), np.float32)
 
 
 def _calibration(config, scored) -> dict:
@@ -339,17 +291,16 @@ def _mistakes(out: pathlib.Path, dataset, scored) -> list[dict]:
     return rows
 
 
-def _comparison(folder, compared: dict, evaluation, scored, context: dict) -> None:
-    """Draws settings (their trials' names) and the baselines on the first headline metric."""
+def _of_seeds(folder, by_seed: dict, config, multi_label: bool) -> list[score.Scored]:
+    found = [score.score(folder, trials, multi_label, config.evaluation) for trials in by_seed.values()]
+    return [one for one in found if one is not None]
+
+
+def _comparison(folder, rows: list[dict], context: dict) -> None:
+    """Draws settings and rivals on the first headline metric."""
     metric = context["headline"][0]["name"]
-    rows = []
-    for name, members in compared.items():
-        own = score.score(folder, members, scored.multi_label, evaluation)
-        if own is not None:
-            rows.append({"name": name, "kind": "model"} | score.estimates(own, evaluation.bootstrap)[metric])
-    for baseline in context.get("baselines", []):
-        rows.append({"name": baseline["name"], "kind": "baseline"} | baseline["metrics"][metric])
-    plots.comparison(rows, folder / "report" / "comparison.png", metric)
+    drawn = [{"name": row["name"], "kind": row["kind"]} | row["metrics"][metric] for row in rows]
+    plots.comparison(drawn, folder / "report" / "comparison.png", metric)
     caption = "Settings and trivial baselines on the same test images, 95 % intervals over groups."
     context["figures"].insert(0, {"path": "comparison.png", "caption": caption, "section": "result"})
 

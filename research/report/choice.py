@@ -20,33 +20,62 @@ def settings_of(trials, ledger: list[dict]) -> dict[str, list]:
     return settings
 
 
-def choose(settings: dict, ledger: list[dict], metric: str) -> str:
-    """The setting whose trials have the best mean `metric` on validation; the test role has no say.
+def metric_of(config, settings: dict) -> str:
+    """What settings are compared by: `config.selection`, but no loss where they have different ones."""
+    losses = {str(trial.config.loss.to_dict()) for members in settings.values() for trial in members}
+    return "log_loss" if config.selection == "loss" and len(losses) > 1 else config.selection
 
-    A setting of which a trial was not finished is not chosen, unless none was.
+
+def choose(settings: dict, ledger: list[dict], metric: str) -> tuple[str, str]:
+    """The setting whose trials have the best mean `metric`, and the role that it was seen on; test has no say.
+
+    That role is calibration, because the checkpoints were chosen on validation; validation if a setting lacks the
+    metric there. A setting of which a trial was not finished is not chosen, unless none was.
 
     Raises:
       UserError: no setting has the metric for all of its trials.
     """
-    values = {row["id"]: row["metrics"].get("validation", {}).get(metric) for row in ledger}
-    values = {name: value for name, value in values.items() if value is not None}
     whole = {row["id"] for row in ledger if row.get("status") == "finished"}
+    finished = {name: members for name, members in settings.items() if all(t.name in whole for t in members)}
+    for role in ("calibration", "validation"):
+        means = _means(finished or settings, ledger, role, metric)
+        if means and (role == "validation" or len(means) == len(finished)):
+            return (min if metric in MINIMISED else max)(means, key=means.get), role
+    raise UserError(f"no trial has come to a {metric} on validation; the column status of trials.csv says why.")
+
+
+def _means(settings: dict, ledger: list[dict], role: str, metric: str) -> dict[str, float]:
+    """Setting -> mean over its trials, of those that have the metric for all of them."""
+    values = {row["id"]: row["metrics"].get(role, {}).get(metric) for row in ledger}
+    values = {name: value for name, value in values.items() if value is not None and np.isfinite(value)}
     known = {name: members for name, members in settings.items() if all(t.name in values for t in members)}
-    known = {name: members for name, members in known.items() if all(t.name in whole for t in members)} or known
-    if not known:
-        raise UserError(f"no trial has come to a {metric} on validation; the column status of trials.csv says why.")
-    means = {name: float(np.mean([values[t.name] for t in members])) for name, members in known.items()}
-    return (min if metric in MINIMISED else max)(means, key=means.get)
+    return {name: float(np.mean([values[t.name] for t in members])) for name, members in known.items()}
 
 
-def compared(settings: dict[str, list[str]], chosen: str, front: list[str]) -> dict[str, list[str]]:
-    """The chosen setting and those of the front, evenly thinned out; all settings where there are few.
+def by_seed(members: list) -> dict[int, list]:
+    """Seed -> the trials of a setting with it, its folds."""
+    found = collections.defaultdict(list)
+    for trial in members:
+        found[trial.config.seed].append(trial)
+    return dict(found)
 
-    Settings are given, and returned, with the names of their trials; `front` names trials.
-    """
+
+def shown(settings: dict, chosen: str, ledger: list[dict], role: str, metric: str) -> list:
+    """The trials that a page shows in detail: of the chosen setting's seeds the best."""
+    seeds = {str(seed): members for seed, members in by_seed(settings[chosen]).items()}
+    means = _means(seeds, ledger, role, metric)
+    return seeds[(min if metric in MINIMISED else max)(means, key=means.get)] if means else next(iter(seeds.values()))
+
+
+Settings = dict[str, dict[int, list[str]]]  # name -> seed -> names of the trials of its folds
+
+
+def compared(settings: Settings, chosen: str, front: list[str]) -> Settings:
+    """The chosen setting and those of the front (trials), evenly thinned out; all settings where there are few."""
     if len(settings) <= MOST:
         return settings
-    names = [name for name, members in settings.items() if name != chosen and set(members) & set(front)]
+    trials = {name: {trial for folds in by_seed.values() for trial in folds} for name, by_seed in settings.items()}
+    names = [name for name in settings if name != chosen and trials[name] & set(front)]
     if len(names) > MOST:
         names = [names[i] for i in np.linspace(0, len(names) - 1, MOST).round().astype(int)]
     return {name: settings[name] for name in [chosen, *names]}

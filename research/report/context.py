@@ -108,6 +108,7 @@ class Context(TypedDict):
     headline: NotRequired[list[Headline]]
     baselines: NotRequired[list[Baseline]]
     per_class: NotRequired[list[ClassRow]]
+    settings: NotRequired[dict[str, Any]]  # {"rows" of `settings_table.build`, "chosen", "role", "cited"}
     trials: NotRequired[list[dict[str, Any]]]  # rows as in `tables`
     chosen_trial: NotRequired[str]  # id; set in bold
     folds: NotRequired[list[Fold]]

@@ -15,7 +15,7 @@ from typing import Any
 
 from input_pipeline import cli, plotting
 from input_pipeline.tabular import format_number
-from research.report import markup, tables
+from research.report import markup, settings_table, tables
 from research.report.context import Context
 from research.report.plots import metric_name
 from research.report.search import Search
@@ -25,10 +25,12 @@ _SECTIONS = {
     "result": "Result",
     "search": "Search",
     "classes": "Classes",
+    "masks": "Masks",
     "trials": "Trials",
     "training": "Training",
     "calibration": "Calibration and thresholds",
     "mistakes": "Most confident mistakes",
+    "explanations": "Explanations",
     "data": "Data",
     "more": "More figures",
     "provenance": "How these numbers were obtained",
@@ -190,6 +192,9 @@ def _result(context: Mapping[str, Any]) -> str:
             first["description"] = ""
             columns["description"] = "what it does"
         part += markup.table(columns, rows, "Beside the trivial baselines, on the same images.", chosen=first["name"])
+    settings = context.get("settings", {})
+    if settings.get("cited") or sum(row["kind"] == "model" for row in settings.get("rows", [])) > 1:
+        part += settings_table.section(**settings, metric=headline[0]["name"])
     return part
 
 
@@ -200,7 +205,7 @@ def _classes(context: Mapping[str, Any]) -> str:
     for row in rows:
         for name in [key.removesuffix("_low") for key in row if key.endswith("_low")]:
             row[name] = {"value": row.get(name), "low": row[f"{name}_low"], "high": row.get(f"{name}_high")}
-    names = {"class": "class", "f1": "F1", "precision": "precision", "recall": "recall",
+    names = {"class": "class", "dice": "Dice", "iou": "IoU", "f1": "F1", "precision": "precision", "recall": "recall",
              "average_precision": "average precision", "auroc": "AUROC", "threshold": "threshold",
              "support": "images"}  # fmt: skip
     columns = {key: name for key, name in names.items() if any(key in row for row in rows)}

@@ -15,16 +15,16 @@ from input_pipeline import plotting
 from input_pipeline.plotting import BLUE, COLOURS, DASHES, GREEN, GREY, MARKERS, VERMILLION
 
 # Metrics that get a panel in the learning curves when nothing else is asked for, in this order.
-CURVES = ("loss", "macro_f1", "accuracy", "auroc_macro", "learning_rate")
+CURVES = ("loss", "macro_f1", "accuracy", "auroc_macro", "dice", "pooled_dice", "learning_rate")
 _AXIS_NAMES = {
-    "loss": "loss",
-    "learning_rate": "learning rate",
     "macro_f1": "macro F1",
     "micro_f1": "micro F1",
     "sample_f1": "sample F1",
     "auroc_macro": "macro AUROC",
     "auprc_macro": "macro AUPRC",
     "mcc": "Matthews correlation",
+    "dice": "Dice",
+    "iou": "IoU",
     "kappa": "Cohen's κ",
     "ece": "ECE",
     "log_loss": "log loss (nats)",

@@ -125,7 +125,7 @@ def _read_json(file: pathlib.Path) -> Any:
 
 
 def candidates(ledger: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row per candidate, in the order of the ledger; numbers are means over its folds.
+    """One row per candidate, in the order of the ledger; numbers are means over its seeds and folds.
 
     A candidate counts when none of its folds failed and all have figures of validation, also if they were stopped.
 
@@ -140,8 +140,10 @@ def candidates(ledger: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         overrides = dict(row.get("overrides") or {})
         fold = overrides.pop("search.fold", None)
         name = str(row["id"]) if fold is None else re.sub(rf"-fold{fold}(?=-|$)", "", str(row["id"]))
+        if stage == "search":  # seeds of a setting, if there are several, count like folds
+            name = str(row.get("setting", name))
         own = groups.setdefault((stage, name), {
-            "candidate": row.get("setting", name) if stage == "search" else name, "stage": stage,
+            "candidate": name, "stage": stage,
             "ids": [], "overrides": overrides, "numbers": [], "whole": True,
         })  # fmt: skip
         own["ids"].append(row["id"])
@@ -202,7 +204,7 @@ def find_fronts(table: pd.DataFrame, multi_label: bool = False) -> dict[str, Fro
     found = {}
     for cost in COSTS:
         values = pd.to_numeric(table[cost], errors="coerce") if cost in table else pd.Series(dtype=float)
-        if values.notna().sum() < 2 or (cost == "bytes" and not (table["stage"] == "compress").any()):
+        if values.nunique() < 2 or (cost == "bytes" and not (table["stage"] == "compress").any()):
             continue
         objectives = [Objective(cost, False, bool(values.min() > 0)), Objective(score, True, False)]
         front = pareto.find(table, np.arange(len(table)) + 2, objectives)

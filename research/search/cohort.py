@@ -135,8 +135,10 @@ def _flops(trial: build.Trial) -> int:
 
 
 def _can_share(trial: build.Trial) -> bool:
-    """Not so where parameters are spread over devices, several hosts work together, or the training has phases."""
-    alone = trial.config.shard_parameters or jax.process_count() > 1
+    """Not so where parameters are spread over devices, several hosts work together, the training has phases, or the
+    model segments.
+    """
+    alone = trial.config.shard_parameters or jax.process_count() > 1 or trial.task.segments
     return not alone and len(phases(trial.config, len(trial.train_indices))) == 1
 
 

@@ -17,6 +17,7 @@ from research.losses import class_weights
 from research.losses import registry as losses
 from research.models import registry as models
 from research.training import freezing, optimizers, schedules, sharding
+from research.training import task as tasks
 from research.training.phases import Phase, phases
 from research.training.start_weights import Start, preprocessing
 from research.training.steps import StepParts
@@ -60,9 +61,14 @@ class Trial:
         return indices[:limit] if limit else indices
 
     @property
+    def task(self) -> tasks.Task:
+        """What its model decides."""
+        return tasks.of(self.config.model.name)
+
+    @property
     def num_classes(self) -> int:
-        """K."""
-        return len(self.dataset.class_names)
+        """K, the number of logits."""
+        return len(self.task.class_names(self.dataset))
 
     @property
     def channels(self) -> int:
@@ -114,7 +120,7 @@ def build_loss(trial: Trial):
     if losses.needs_class_counts(settings.name):
         counts, _ = class_weights.class_counts(trial.dataset.labels[trial.train_indices], trial.num_classes)
     loss = losses.get(settings.name, counts, **settings.options.to_dict())
-    loss.require(trial.dataset.multi_label)
+    loss.require(tasks.of(trial.config.model.name).targets(trial.dataset))
     return loss
 
 
@@ -152,7 +158,8 @@ def build_parts(trial: Trial, phase: Phase, layers: freezing.Layers, mesh) -> St
         normalize=build_normalize(trial),
         batch_size=phase.batch_size,
         num_classes=trial.num_classes,
-        multi_label=trial.dataset.multi_label,
+        multi_label=bool(trial.task.targets(trial.dataset)),
+        task=trial.task,
         accumulate=config.optimizer.accumulate,
         ema=config.optimizer.ema,
         factors=optimizers.factors(layers, config.optimizer),

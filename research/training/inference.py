@@ -1,7 +1,7 @@
-"""Logits of whole roles: every example once, in order, on any number of devices."""
+"""Logits of whole roles, or counts of their pixels: every example once, in order, on any number of devices."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,11 @@ import numpy as np
 from input_pipeline.loader import eval_batches
 from research.evaluation.tta import tta_logits
 from research.training import sharding
-from research.training.build import Trial, build_model, build_normalize
+from research.training.build import Trial, build_loss, build_model, build_normalize
 from research.training.signals import StopSignal
 from research.training.state import Flat
 from research.training.steps import eval_step
+from research.training.task import decide
 
 
 class Predictor:
@@ -30,12 +31,13 @@ class Predictor:
         self.trial, self.mesh, self.stop, self.images = trial, mesh, stop, trial.images
         self.batch_size = trial.config.evaluation.batch_size or trial.config.batch_size
         self.views = views
+        self._rows = trial.task.rows(build_loss(trial))
         step = functools.partial(eval_step, build_model(trial), build_normalize(trial))
         self._function = jax.jit(step, out_shardings=sharding.replicated(mesh))
         self._compiled = None
 
     def __call__(self, variables: dict[str, Flat], indices: np.ndarray) -> np.ndarray:
-        """Logits float32 `[n, K]` of the examples `indices` `[n]`, averaged over the views.
+        """Rows of the examples `indices` `[n]`: logits float32 `[n, K]`, averaged over the views, or counts of pixels.
 
         Raises:
           Stopped: a stop was asked for.
@@ -43,24 +45,44 @@ class Predictor:
         return self.of_members([variables], indices)[0]
 
     def of_members(self, variables: Sequence[dict[str, Flat]], indices: np.ndarray) -> np.ndarray:
-        """As a call for each of M `variables`, reading each batch once: float32 `[M, n, K]`."""
-        logits = np.zeros((len(variables), len(indices), self.trial.num_classes), np.float32)
+        """As a call for each of M `variables`, reading each batch once: float32 `[M, n, columns]`."""
+        columns = self.trial.task.columns(self.trial.num_classes)
+        found = np.zeros((len(variables), len(indices), columns), np.float32)
+        done = 0
+        for logits, batch, count in self._batches(variables, indices):
+            rows = [self._rows(own, batch) for own in logits]
+            found[:, done : done + count] = np.stack([np.asarray(own)[:count] for own in rows])
+            done += count
+        return found
+
+    def maps(self, variables: dict[str, Flat], indices: np.ndarray) -> Iterator[np.ndarray]:
+        """The class numbers uint8 `[H, W]` of each of the examples `indices`, of a model that segments.
+
+        Raises:
+          Stopped: a stop was asked for.
+        """
+        for (logits,), _, count in self._batches([variables], indices):
+            yield from np.asarray(decide(logits))[:count]
+
+    def _batches(self, variables: Sequence[dict[str, Flat]], indices: np.ndarray) -> Iterator[tuple[list, dict, int]]:
+        """Logits of each of `variables`, the batch on the devices, and how many of its rows are examples."""
         batches = eval_batches(**loader_arguments(self.trial, self.mesh), indices=indices, batch_size=self.batch_size)
         # Moved once, not for each batch.
         variables = [jax.tree.map(self._on_devices, own) for own in variables]
-        done = 0
-        for batch in batches:
+        for start, batch in zip(range(0, len(indices), self.batch_size), batches, strict=True):
             self.stop.check()
-            image = gather(sharding.put_batch(self.mesh, without_labels(batch)), self.images)["image"]
+            batch = gather(sharding.put_batch(self.mesh, self._read(batch)), self.images)
+            image = batch["image"]
             if self._compiled is None:
                 lowered = functools.partial(self._function.lower, variables[0], image)
                 self._compiled = self.stop.interruptible(lambda lowered=lowered: lowered().compile())
-            count = min(self.batch_size, len(indices) - done)
             # Outside of jit, so that the views share one program; they are laid out like the batch.
             rows = [tta_logits(functools.partial(self._apply, own), image, self.views) for own in variables]
-            logits[:, done : done + count] = np.stack([np.asarray(own)[:count] for own in rows])
-            done += count
-        return logits
+            yield rows, batch, min(self.batch_size, len(indices) - start)
+
+    def _read(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Only what the evaluation reads."""
+        return {name: value for name, value in batch.items() if name in self.trial.task.read_in_evaluation}
 
     def _on_devices(self, leaf: jax.Array | np.ndarray) -> jax.Array:
         return leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, sharding.replicated(self.mesh))
@@ -74,11 +96,6 @@ def gather(batch: dict[str, jax.Array], images: jax.Array | None) -> dict[str, j
     return batch if images is None else batch | {"image": jnp.take(images, batch["index"], axis=0)}
 
 
-def without_labels(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Only what the evaluation step reads."""
-    return {name: value for name, value in batch.items() if name in ("image", "index")}
-
-
 def loader_arguments(trial: Trial, mesh) -> dict:
     """What training and evaluation tell the loader alike."""
     data = trial.config.data
@@ -89,6 +106,7 @@ def loader_arguments(trial: Trial, mesh) -> dict:
         "threads": trial.threads,
         "prefetch": data.prefetch,
         "resize": data.resize,
+        "segmentation": trial.task.segments,
         "cache": "device" if trial.images is not None else trial.cache,
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),

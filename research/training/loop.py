@@ -275,7 +275,7 @@ class Training:
         count = max(1.0, float(sums["steps"]))
         seconds = self.clock.take("step") + self.clock.seconds.get("input", 0.0)
         speed = progress.speed(count * phase.batch_size, seconds, self.clock.take("input"))
-        row = self._row("train", phase, done) | progress.train_metrics(sums)
+        row = self._row("train", phase, done) | self.trial.task.train_metrics(sums)
         row |= {"learning_rate": self.rate(done - 1) * self.controls.rate_factor, "skipped": skipped}
         self._write(row, speed)
         left = (phase.length.steps - done) * seconds / count
@@ -299,16 +299,14 @@ class Training:
             return
         with self.clock.measure("evaluate"):
             indices = self.trial.dataset.indices("validation")
-            logits = self.predictor(self.state.evaluated(), indices)
+            rows = self.predictor(self.state.evaluated(), indices)
             row = self._row("validation", phase, step - self.meta["phase_start"])
-            row |= progress.validation_metrics(
-                self.loss, logits, self.trial.dataset.labels[indices], self.trial.dataset.multi_label
-            )
+            row |= self.trial.task.metrics(self.loss, rows, self.trial.dataset, indices)
         best = self.controls.observe(self.config, step, row, phase.learning_rate)
         self._write(row, {})
         print(
             f"{self.trial.name}  step {step}  validation  "
-            + "  ".join(f"{k} {row[k]:.4f}" for k in ("loss", "accuracy", "macro_f1") if k in row)
+            + "  ".join(f"{k} {row[k]:.4f}" for k in self.trial.task.shown if k in row)
             + ("  (best)" if best else ""),
             flush=True,
         )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from research.training import task as tasks
 from research.training.state import Flat, TrainState, flatten, nest, zero_sums
 
 
@@ -23,6 +24,7 @@ class StepParts:
       trainable: paths that receive gradients.
       augment, normalize: input_pipeline's functions on batches.
       batch_size, num_classes, multi_label: the global batch B, K, and the kind of targets.
+      task: whether the images are classified or their pixels; targets and logits of pixels are `[B, H, W, K]`.
       accumulate: micro-batches per step; B must be a multiple of it.
       ema: decay of the averaged weights, 0 = off.
       factors: by path, what multiplies the learning rate; 1 where it says nothing.
@@ -42,6 +44,7 @@ class StepParts:
     batch_size: int
     num_classes: int
     multi_label: bool
+    task: tasks.Task = tasks.CLASSIFICATION
     accumulate: int = 1
     ema: float = 0.0
     factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -55,22 +58,21 @@ def prepare_batch(parts: StepParts, batch: dict[str, jax.Array], key: jax.Array)
     """Cuts the transfer padding off, makes dense targets, augments and normalises.
 
     Args:
-      batch: image uint8|uint16 `[≥B, H, W, C]`, label int32 `[≥B]` or float32 `[≥B, K]`, valid `[≥B]`.
+      batch: image uint8|uint16 `[≥B, H, W, C]`, label int32 `[≥B]` or float32 `[≥B, K]`, valid `[≥B]`, and
+        segmentation uint8 `[≥B, H, W]` where pixels are classified.
 
     Returns:
       image float32 `[B, H, W, C]` normalised, target float32 `[B, K]`, valid `[B]`.
     """
-    batch = {name: value[: parts.batch_size] for name, value in batch.items() if name in ("image", "label", "valid")}
+    wanted = parts.task.read_in_training
+    batch = {name: value[: parts.batch_size] for name, value in batch.items() if name in wanted}
     if parts.batch_sharding is not None:
         batch = jax.lax.with_sharding_constraint(batch, parts.batch_sharding)
-    target = batch.pop("label")
-    if not parts.multi_label:
-        target = jax.nn.one_hot(target, parts.num_classes, dtype=jnp.float32)
-    batch["target"] = target.astype(jnp.float32)
+    batch = parts.task.labelled(batch, parts.num_classes, parts.multi_label)
     before, after = jax.random.split(key)
     batch = parts.augment.before(before, batch)
     batch["image"] = parts.normalize(batch["image"])
-    return parts.augment.after(after, batch)
+    return parts.task.augmented(parts.augment.after(after, batch), parts.num_classes)
 
 
 def _apply(parts: StepParts, params: Flat, stats: Flat, image: jax.Array, key: jax.Array):
@@ -138,9 +140,9 @@ def _accumulated(parts: StepParts, state: TrainState, batch, key):
     cached = None
     if not parts.loss.per_example:
         _, logits = _over_parts(forward, state.batch_stats, (micro["image"], keys), k)
-        logits = logits.reshape(-1, logits.shape[-1])
+        logits = logits.reshape(-1, *logits.shape[2:])
         cached = jax.grad(lambda z: batch_loss(parts, z, batch["target"], batch["valid"]))(logits)
-        cached = cached.reshape(k, -1, cached.shape[-1])
+        cached = cached.reshape(k, -1, *cached.shape[1:])
 
     def backward(carry, part):
         stats, gradients = carry
@@ -153,7 +155,7 @@ def _accumulated(parts: StepParts, state: TrainState, batch, key):
     inputs = (micro["image"], keys, micro["target"], micro["valid"]) + ((cached,) if cached is not None else ())
     zeros = jax.tree.map(jnp.zeros_like, trainable)
     (stats, gradients), logits = _over_parts(backward, (state.batch_stats, zeros), inputs, k)
-    logits = logits.reshape(-1, logits.shape[-1])
+    logits = logits.reshape(-1, *logits.shape[2:])
     return batch_loss(parts, logits, batch["target"], batch["valid"]), logits, stats, gradients
 
 
@@ -169,28 +171,14 @@ def _over_parts(function, carry, inputs, k: int):
 
 
 def train_metrics(parts: StepParts, loss, gradient_norm, logits, target, valid) -> dict[str, jax.Array]:
-    """Sums for the log line: loss, gradient norm, right decisions, and counts per class at probability 0.5.
-
-    "correct" is the number of right classes, or with several labels an example's share of right decisions.
-    """
+    """Sums for the log line: loss, gradient norm, examples, and the task's decisions."""
     valid = valid.astype(jnp.float32)[:, None]
-    truth = (target > 0.5).astype(jnp.float32) * valid
-    if parts.multi_label:
-        predicted = (logits > 0).astype(jnp.float32) * valid
-        correct = jnp.mean(predicted == truth, -1, keepdims=True)
-    else:
-        predicted = jax.nn.one_hot(jnp.argmax(logits, -1), parts.num_classes) * valid
-        correct = jnp.argmax(logits, -1, keepdims=True) == jnp.argmax(target, -1, keepdims=True)
     return {
         "steps": jnp.ones(()),
         "loss": loss,
         "gradient_norm": gradient_norm,
         "examples": jnp.sum(valid),
-        "correct": jnp.sum(correct * valid),
-        "tp": jnp.sum(predicted * truth, 0),
-        "fp": jnp.sum(predicted * (1 - truth) * valid, 0),
-        "fn": jnp.sum((1 - predicted) * truth, 0),
-    }
+    } | parts.task.decisions(logits, target, valid, parts.num_classes, parts.multi_label)
 
 
 def train_step(parts: StepParts, state: TrainState, batch: dict[str, jax.Array], rate: jax.Array) -> TrainState:

@@ -102,8 +102,8 @@ def _plan(
             continue
         owner, kind = names.owner_and_kind(name)
         expected = adapt.stored_shape(file.naming, kind, shape)
-        if entry.variants and wanted.get(name) not in file.arrays and owner not in _whole(entry.name):
-            plan.fresh.append(name)  # an option added this layer to the architecture of the libraries
+        if wanted.get(name) not in file.arrays and any(re.search(pattern, owner) for pattern in entry.additions):
+            plan.fresh.append(name)
         elif name not in wanted:
             plan.problems.append(f"{name} {shape} has no name there")
         elif wanted[name] not in file.arrays:

@@ -191,16 +191,20 @@ def test_the_chosen_setting_is_finished_and_no_confirmation():
     trials = [trial("a0", "a"), trial("a1", "a"), trial("b", "b"), trial("c", "c"), trial("d", "d"), trial("a2", "a")]
     settings = choice.settings_of(trials, ledger)
     assert [t.name for t in settings["a"]] == ["a0", "a1"]
-    assert choice.choose(settings, ledger, "loss") == "a"
+    assert choice.choose(settings, ledger, "loss") == ("a", "validation")
     del ledger[2]["stage"]  # as in ledgers of one stage
     assert "b" in choice.settings_of(trials, ledger)
-    assert choice.choose({"c": settings["c"]}, ledger, "loss") == "c"
+    assert choice.choose({"c": settings["c"]}, ledger, "loss") == ("c", "validation")
+    for entry, loss in zip(ledger, (0.9, 0.9, 0.2), strict=False):
+        entry["metrics"]["calibration"] = {"loss": loss}
+    assert choice.choose(settings, ledger, "loss") == ("a", "validation")  # d is finished and lacks it
+    assert choice.choose({name: settings[name] for name in "abc"}, ledger, "loss") == ("b", "calibration")
     with pytest.raises(UserError, match="no trial has come to a macro_f1 on validation"):
         choice.choose(settings, ledger, "macro_f1")
 
 
 def test_few_settings_are_compared_on_test():
-    settings = {f"s{i}": [f"t{i}"] for i in range(200)}
+    settings = {f"s{i}": {0: [f"t{i}"]} for i in range(200)}
     front = [f"t{i}" for i in range(0, 200, 5)]
     compared = choice.compared(settings, "s7", front)
     assert len(compared) == choice.MOST + 1 and "s7" in compared and "s0" in compared and "s195" in compared

@@ -1,0 +1,1 @@
+"""A trained segmenter at work on raw images: masks, boxes, contact sheets."""
