@@ -75,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop = StopSignal()
     stop.install()
     run = runs.open_run(workdir)
+    if any(trial.task.segments for trial in run.trials.values()):
+        raise UserError(f"{workdir} segments, and only models that classify are compressed; name another --workdir.")
     trials = runs.chosen(run, values.trials)
     settings = Settings(values.finetune, values.finetune_rate, values.pruning == "gradual", values.scope)
     for trial in trials:

@@ -16,8 +16,8 @@ class Output:
     """What a model gives for a batch.
 
     Attributes:
-      logits: float32 `[B, K]`.
-      features: float32 `[B, F]`, the pooled features that the head reads.
+      logits: float32 `[B, K]`, or `[B, H, W, K]` of a model that segments.
+      features: float32 `[B, F]`, the pooled features that the head reads; `[B, H, W, F]` of a model that segments.
       feature_maps: `[B, h, w, c]` by layer name in the compute type: the last map of each resolution, for
         class activation maps and decoders. Their order is not kept (JAX sorts the keys of a dict), their
         sizes differ. XLA drops what a caller does not use.

@@ -42,6 +42,8 @@ class ClassRow(TypedDict, total=False):
     f1_high: float | None
     average_precision: float | Estimate
     auroc: float | Estimate
+    dice: float | Estimate
+    iou: float | Estimate
     threshold: float
     support: int
 
@@ -103,7 +105,7 @@ class Context(TypedDict):
     title: str
     command: str  # what reproduces the run folder
     summary: NotRequired[str]  # a sentence or two under the title
-    task: NotRequired[str]  # "single-label" or "multi-label"
+    task: NotRequired[str]  # "single-label", "multi-label" or "segmentation"
     warnings: NotRequired[list[str]]  # "SIMULATED DATA: …", "LEAKY SPLIT: …"
     headline: NotRequired[list[Headline]]
     baselines: NotRequired[list[Baseline]]

@@ -15,7 +15,6 @@ ENCODERS = {
     "cnn2": (45, {}),
     "resnet18": (61, {}),
     "vgg16": (65, {"top": False}),
-    "densenet121": (70, {}),
     "inception_v3": (111, {}),
     "xception": (90, {}),
     "grid_cnn": (40, {"filters": (4, 6, 8), "kernels": (3, 3, 3), "dense": ()}),

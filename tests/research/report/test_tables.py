@@ -88,7 +88,7 @@ def test_refusals(tmp_path):
 
 
 @pytest.mark.parametrize(("value", "text"), [
-    (None, "–"), (float("nan"), "–"), (0.12345, "0.123"), (-0.5, "−0.500"), (12345, "12,345"), (1e-7, "1e-07"),
+    (None, "–"), (float("nan"), "–"), (0.12345, "0.123"), (-0.5, "−0.500"), (12345, "12,345"), (1e-7, "1e−07"),
     (0.0, "0.000"), (True, "yes"), (float("inf"), "∞"), (2.5e9, "2.5e+09"),
 ])  # fmt: skip
 def test_format_number(value, text):

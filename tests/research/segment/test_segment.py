@@ -149,3 +149,21 @@ def test_an_unfinished_run_is_refused(trained, films, tmp_path, monkeypatch):
     table.write_text(table.read_text().replace("finished", "running"))
     with pytest.raises(UserError, match="no trial of .* is finished"):
         segment.main([f"--workdir={tmp_path / 'run'}", f"--source={films}", f"--out={tmp_path / 'b.csv'}"])
+
+
+def test_a_run_that_segments_is_not_compressed(trained, monkeypatch):
+    from research.compress import __main__ as compress
+
+    monkeypatch.setattr("research.training.signals.StopSignal.install", lambda self: None)
+    with pytest.raises(UserError, match="only models that classify are compressed"):
+        compress.main([f"--workdir={trained}", "--latency_runs=0"])
+
+
+def test_a_run_that_classifies_does_not_segment(trained, films, tmp_path, monkeypatch):
+    monkeypatch.setattr("research.training.signals.StopSignal.install", lambda self: None)
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["model"] |= {"name": "simple_cnn", "options": {"widths": [4, 8]}}
+    (workdir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="simple_cnn of .* classifies images; name a --workdir whose model segments"):
+        segment.main([f"--workdir={workdir}", f"--source={films}", f"--out={tmp_path / 'b.csv'}"])

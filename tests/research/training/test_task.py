@@ -170,12 +170,10 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole():
     assert any(np.abs(ours[0][path] - begin.params[path]).max() > 1e-4 for path in paths)
 
 
-def test_devices_and_caches_agree(chests, tmp_path):
-    """A batch of 6 on 1 and 4 devices; decoded anew and held in memory."""
-    found = []
-    for name, devices, cache in (("one", 1, "none"), ("ram", 1, "ram"), ("four", 4, "none")):
-        training = train(configure(data__cache=cache), chests, tmp_path / name, devices)
-        found.append(training)
+def test_devices_and_caches_agree(chests, tmp_path, trained):
+    """A batch of 6 on 1 and 4 devices; decoded anew and held in memory, as in `trained`."""
+    config = configure(data__cache="none")
+    found = [train(config, chests, tmp_path / "one"), trained, train(config, chests, tmp_path / "four", 4)]
     assert found[0].best().state_sha256 == found[1].best().state_sha256
     losses = [[row["loss"] for row in training.meta["history"]] for training in found]
     np.testing.assert_allclose(losses[2], losses[0], rtol=2e-3)
