@@ -39,10 +39,10 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
     settings = choice.settings_of(trials, ledger)
     metric = choice.metric_of(config, settings)
     chosen, role = choice.choose(settings, ledger, metric)
-    members, evaluation = choice.shown(settings, chosen, ledger, role, metric), config.evaluation
+    members = choice.shown(settings, chosen, ledger, role, metric)
     multi_label = members[0].dataset.multi_label
     segments = members[0].task.segments
-    scored = None if segments else score.score(folder, [t.name for t in members], multi_label, evaluation)
+    scored = None if segments else score.score(folder, [t.name for t in members], multi_label, config.evaluation)
     context = {
         "title": f"{config.study}: {members[0].config.model.name}",
         "command": environment["command"],
@@ -59,11 +59,7 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
         "files": {"trials.csv": "one row per trial", "metrics.jsonl": "loss and metrics by step",
                   "predictions/": "logits by image and role", "tensorboard/": "curves, images, PR curves"},
     }  # fmt: skip
-    search = None
-    compared = {
-        name: {seed: [trial.name for trial in folds] for seed, folds in choice.by_seed(own).items()}
-        for name, own in settings.items()
-    }
+    search, compared = None, choice.names_of(settings)
     if len(settings) > 1:
         context["provenance"]["statements"].append(
             f"The setting is the best of {len(settings)} by {metric} on {role}; that flatters its figures there, not "
@@ -79,16 +75,8 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
         compared |= {name: {config.seed: trials} for name, trials in search.compressed.items()}
     if scored is not None:
         stop.check()
-        found = rivals.predict(members, scored, config.seed, stop) if evaluation.baselines else []
-        context |= _scored_parts(folder, config, members, scored, found, context["figures"])
-        if evaluation.explain:
-            from research.explain import report as explanations  # imports the study, which imports this file
-
-            context["figures"] += explanations.figures(folder, members[0], scored, stop, evaluation.explain)
-        seeds = {name: _of_seeds(folder, by_seed, config, multi_label) for name, by_seed in compared.items()}
-        rows = settings_table.build(seeds, chosen, found, scored, evaluation.bootstrap, config.seed)
-        context["settings"] = {"rows": rows, "chosen": chosen, "role": role, "cited": evaluation.cited}
-        _comparison(folder, rows, context)
+        _add_scored(context, folder, config, members, scored, compared, stop)
+        context["settings"] |= {"chosen": chosen, "role": role}
     if segments:
         masks.add(context, masks.parts(folder, config, settings, members, stop))
     if (folder / start_weights.RECORD).exists():
@@ -96,6 +84,21 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
     if not segments and submission(folder, config, members):
         context["files"]["submission.csv"] = "labels of the unlabelled images, joined by id"
     page.write_page(folder, context, search)
+
+
+def _add_scored(context: dict, folder, config, members, scored, compared: choice.Settings, stop) -> None:
+    """Adds what was predicted on test: metrics, rivals, explanations and the table of settings."""
+    evaluation, multi_label = config.evaluation, scored.multi_label
+    found = rivals.predict(members, scored, config.seed, stop) if evaluation.baselines else []
+    context |= _scored_parts(folder, config, members, scored, found, context["figures"])
+    if evaluation.explain:
+        from research.explain import report as explanations  # imports the study, which imports this file
+
+        context["figures"] += explanations.figures(folder, members[0], scored, stop, evaluation.explain)
+    seeds = {name: _of_seeds(folder, by_seed, config, multi_label) for name, by_seed in compared.items()}
+    rows = settings_table.build(seeds, context["chosen_trial"], found, scored, evaluation.bootstrap, config.seed)
+    context["settings"] = {"rows": rows, "cited": evaluation.cited}
+    _comparison(folder, rows, context)
 
 
 def warnings_of(config, dataset) -> list[str]:

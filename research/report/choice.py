@@ -70,6 +70,14 @@ def shown(settings: dict, chosen: str, ledger: list[dict], role: str, metric: st
 Settings = dict[str, dict[int, list[str]]]  # name -> seed -> names of the trials of its folds
 
 
+def names_of(settings: dict[str, list]) -> Settings:
+    """Settings with the names of their trials."""
+    return {
+        name: {seed: [trial.name for trial in folds] for seed, folds in by_seed(members).items()}
+        for name, members in settings.items()
+    }
+
+
 def compared(settings: Settings, chosen: str, front: list[str]) -> Settings:
     """The chosen setting and those of the front (trials), evenly thinned out; all settings where there are few."""
     if len(settings) <= MOST:
