@@ -208,7 +208,7 @@ class EfficientNet(nn.Module):
       momentum: of the BatchNorm layers.
       width, depth: multipliers of the channels and blocks.
       drop_path: rate of stochastic depth that block i of n has i / n of, as in all three libraries; may be traced.
-      stages: how many of the seven there are; with fewer the 1x1 convolution at the top is left out as well.
+      stages: how many of the seven there are, 0 = all; with fewer the 1x1 convolution at the top is left out as well.
       extra_conv: channels of a 3x3 convolution with ReLU behind the last stage, in the place of that one; 0 = none.
     """
 
@@ -217,7 +217,7 @@ class EfficientNet(nn.Module):
     width: float
     depth: float
     drop_path: float | jax.Array = 0.0
-    stages: int = len(STAGES)
+    stages: int = 0
     extra_conv: int = 0
 
     @nn.compact
@@ -233,7 +233,8 @@ class EfficientNet(nn.Module):
         Raises:
           UserError: an impossible number of stages.
         """
-        if not 1 <= self.stages <= len(STAGES):
+        kept = self.stages or len(STAGES)
+        if not 0 < kept <= len(STAGES):
             raise UserError(f"an EfficientNet has 1 to {len(STAGES)} stages, not {self.stages}; change model.options.")
         layer = functools.partial(_conv_batch_norm, self.form, self.momentum)
         if self.form.normalizes:
@@ -241,7 +242,7 @@ class EfficientNet(nn.Module):
         outputs = layer(scaled_width(32, self.width), 3, 2, name="stem")(images, train=train)
         depths = [scaled_depth(blocks, self.depth) for blocks, *_ in STAGES]
         maps = {}
-        for stage, (_, window, first_stride, expansion, channels) in enumerate(STAGES[: self.stages], 1):
+        for stage, (_, window, first_stride, expansion, channels) in enumerate(STAGES[:kept], 1):
             for index in range(depths[stage - 1]):
                 stride = first_stride if index == 0 else 1
                 before = sum(depths[: stage - 1]) + index
@@ -262,7 +263,7 @@ class EfficientNet(nn.Module):
         if self.extra_conv:
             conv = Conv(self.extra_conv, (3, 3), padding=1, use_bias=True, name="extra_conv")
             outputs = maps["extra_conv"] = nn.relu(conv(outputs))
-        elif self.stages == len(STAGES):
+        elif kept == len(STAGES):
             outputs = maps["top"] = layer(scaled_width(1280, self.width), 1, name="top")(outputs, train=train)
         return global_average_pool(outputs), maps
 
@@ -372,7 +373,7 @@ def _builder(size: str):
         variant: Variant = "timm",
         batch_norm_momentum: float | None = None,
         drop_path: float | jax.Array = 0.0,
-        stages: int = len(STAGES),
+        stages: int = 0,
         extra_conv: int = 0,
     ) -> EfficientNet:
         """Options: whose form, momentum of the BatchNorm layers (None: the variant's), rate of stochastic depth, and

@@ -61,7 +61,7 @@ def read(folder: pathlib.Path) -> pd.DataFrame:
     """The finished trials of a run: the study's columns, and id, model, setting, parameters, seed and epochs.
 
     `model` is the id without the number of a fold. What the ledger does not know is NaN. The epochs are those of the
-    trial's config, or else those that `metrics.jsonl` shows.
+    trial's config, or else those that `metrics.jsonl` shows, mean over the folds of a model.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     reached: dict[str, float] = {}
@@ -78,9 +78,11 @@ def read(folder: pathlib.Path) -> pd.DataFrame:
             | {SIZE: row["bytes"] / 2**20, "id": row["id"], "setting": row.get("setting", row["id"])}
             | {"parameters": row["parameters"], "seed": row["seed"]}
             | {"model": re.sub(r"-fold\d+$", "", row["id"]) if "search.fold" in row["overrides"] else row["id"]}
-            | {"epochs": planned or float(f"{reached.get(row['id'], 0.0):.3g}")}
+            | {"epochs": planned or reached.get(row["id"], 0.0)}
         )
     table = pd.DataFrame(rows, columns=[*LOG_COLUMNS, "id", "model", "setting", "parameters", "seed", "epochs"])
+    # So many steps are not as many epochs in every fold.
+    table["epochs"] = [float(f"{mean:.3g}") for mean in table.groupby("model")["epochs"].transform("mean")]
     return table.astype(dict.fromkeys(LOG_COLUMNS, float))
 
 
