@@ -15,7 +15,7 @@ For lung crops train configs/lung_masks.py first, run `python -m research.segmen
 Presets:
     cpu      a small CNN at 96 px stands for the encoder: all losses and seeds on two CPU cores
     one      the cross-entropy alone, with one seed; after `cpu` or not. `cpu,one` on 3,391 training images: 1.5 minutes
-             on two cores; accuracy 80.8 % [77.8, 83.7] on 782 images of 494 patients, 80.6 % [77.2, 83.5] on lung crops,
+             on two cores; accuracy 80.8 % [77.8, 83.7] on 782 images of 494 patients, 80.6 % on lung crops,
              linear model on pixels 73.7 %
     encoder  the study's network at 128 px for a few epochs of Adam, with one seed of the cross-entropy. Two cores: 5
              minutes; accuracy 77.6 % [74.4, 80.9]
