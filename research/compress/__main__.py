@@ -60,8 +60,11 @@ def _numbers(text: str, name: str) -> tuple[float, ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses, opens the run, makes the candidates trial by trial."""
     values = parse(arguments)
-    from research import study  # imports JAX; --help and mistakes in flags answer without
-    from research.compress import candidates, runs, timing
+    from research import (
+        runs,
+        study,  # imports JAX; --help and mistakes in flags answer without
+    )
+    from research.compress import candidates, timing
     from research.compress.finetune import Settings
     from research.report import assemble
     from research.run_folder import RunFolder

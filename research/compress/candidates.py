@@ -27,7 +27,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from input_pipeline.cli import UserError
-from research.compress import channels, network, runs, storage, timing
+from research import runs
+from research.compress import channels, network, storage, timing
 from research.compress.finetune import Settings, finetune
 from research.compress.network import Network
 from research.models.flops import flops

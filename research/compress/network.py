@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from input_pipeline.loader import eval_batches
-from research.compress import calibration, quantize, runs, storage
+from research import runs
+from research.compress import calibration, quantize, storage
 from research.evaluation import predictions
 from research.models.initialize import count_parameters
 from research.outcome import ROLES

@@ -166,6 +166,7 @@ class _Fitter:
         self.cuts = None
 
     def build(self, method: str, k: int) -> Fitted:
+        """The ensemble of the top `k` members (greedy: of `k` draws)."""
         members, weights, settled = self.order[:k], None, {}
         if method in STACKERS:
             own, unseen, settled = self._stack(method, members)

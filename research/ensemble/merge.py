@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     values = parse(arguments)
     import jax  # imports take seconds; mistakes in flags answer without
 
-    from research.compress import runs
+    from research import runs
     from research.ensemble import fitting, library
     from research.models.pretrained import safetensors_files
     from research.training import build, sharding, start_weights

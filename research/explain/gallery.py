@@ -14,7 +14,7 @@ import numpy as np
 
 from input_pipeline import cli, tabular
 from input_pipeline.cli import UserError
-from research.compress import runs
+from research import runs
 from research.evaluation import predictions
 from research.explain import cases as case_choice
 from research.explain import checks, opening, pages, pictures, sources

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from input_pipeline.cli import UserError
-from research import study
-from research.compress import runs
+from research import runs, study
 from research.explain import methods
 from research.explain.network import Network, layers
 from research.models.initialize import initialize
@@ -18,15 +17,18 @@ from research.training.state import nest
 
 
 def pick(run: runs.Run, name: str) -> build.Trial:
-    """The finished trial of a name; with "" the first of the setting that the run's report speaks of.
+    """The finished trial of a name; with "" the one that the run's report shows, of several folds the first.
 
     Raises:
       UserError: no such trial, or it is not finished.
     """
     if not name:
-        settings = choice.settings_of(run.trials.values(), list(run.rows.values()))
-        chosen, _ = choice.choose(settings, list(run.rows.values()), choice.metric_of(run.config, settings))
-        done = [trial.name for trial in settings[chosen] if run.rows[trial.name].get("status") == "finished"]
+        ledger = list(run.rows.values())
+        settings = choice.settings_of(run.trials.values(), ledger)
+        metric = choice.metric_of(run.config, settings)
+        chosen, role = choice.choose(settings, ledger, metric)
+        members = choice.shown(settings, chosen, ledger, role, metric)
+        done = [trial.name for trial in members if run.rows[trial.name].get("status") == "finished"]
         if not done:
             raise UserError(f"no trial of {run.path} is finished; run research.main on it again.")
         name = done[0]

@@ -20,7 +20,7 @@ MISTAKES = 10
 USES = {
     "train": "fitting the weights",
     "validation": "choice of checkpoint, learning rate, early stopping",
-    "calibration": "temperature and thresholds",
+    "calibration": "temperature and thresholds, choice among settings",
     "test": "the figures of this page, once",
     "unlabelled": "predicted, never scored",
 }

@@ -182,6 +182,9 @@ def _result(context: Mapping[str, Any]) -> str:
     level = context.get("provenance", {}).get("bootstrap", {}).get("level")
     cards = "".join(_card(metric, baselines, level) for metric in headline)
     part = f'<div class="cards">\n{cards}</div>\n'
+    settings = context.get("settings", {})
+    if settings.get("cited") or sum(row["kind"] == "model" for row in settings.get("rows", [])) > 1:
+        return part + settings_table.section(**settings, metric=headline[0]["name"])
     if baselines:
         names = [metric["name"] for metric in headline]
         first = {"name": context.get("chosen_trial", "this study"), **{metric["name"]: metric for metric in headline}}
@@ -192,9 +195,6 @@ def _result(context: Mapping[str, Any]) -> str:
             first["description"] = ""
             columns["description"] = "what it does"
         part += markup.table(columns, rows, "Beside the trivial baselines, on the same images.", chosen=first["name"])
-    settings = context.get("settings", {})
-    if settings.get("cited") or sum(row["kind"] == "model" for row in settings.get("rows", [])) > 1:
-        part += settings_table.section(**settings, metric=headline[0]["name"])
     return part
 
 

@@ -139,10 +139,10 @@ def section(rows: Sequence[Mapping[str, Any]], chosen: str, role: str, cited: Se
     columns = {"setting": "setting", "seeds": "seeds", metric: metric_name(metric)}
     columns |= {"difference": "minus that of the chosen", "p": "p", "holm": "p (Holm)"}
     columns |= {name: metric_name(name) for name in names if name != metric}
-    text = (
-        f"Means over seeds on the same test images; 95 % intervals over groups and seeds. The setting in bold was "
-        f"chosen on {role}. Differences are paired; p-values are two-sided, of the bootstrap, adjusted over all rows."
-    )
+    text = "Means over seeds on the same test images; 95 % intervals over groups and seeds. "
+    if sum(row["kind"] == "model" for row in rows) > 1:
+        text += f"The setting in bold was chosen on {role}. "
+    text += "Differences are paired; p-values are two-sided, of the bootstrap, adjusted over all rows."
     if cited:
         text += " Cited figures are of other test images and stand here for orientation only."
     table = markup.table(columns, [{key: line.get(key) for key in columns} for line in shown], chosen=chosen)

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     values = parse(arguments)
     import numpy as np
 
-    from research.compress import runs
+    from research import runs
     from research.segment import applying, choosing, sheets
     from research.training import compilation, sharding
 

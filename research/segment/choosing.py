@@ -3,8 +3,7 @@
 import jax
 
 from input_pipeline.cli import UserError
-from research import study
-from research.compress import runs
+from research import runs, study
 from research.report import choice
 from research.training import build
 

@@ -11,9 +11,9 @@ import pytest
 
 from configs import blood_cells, hpa
 from input_pipeline.cli import UserError
-from research import study
+from research import runs, study
 from research.compress import __main__ as command
-from research.compress import candidates, channels, finetune, network, runs, storage
+from research.compress import candidates, channels, finetune, network, storage
 from research.evaluation import metrics as evaluation_metrics
 from research.evaluation import predictions
 from research.models.initialize import initialize

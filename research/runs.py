@@ -1,4 +1,4 @@
-"""What does a finished run folder give to whoever compresses its models: config, trials, ledger, variables?"""
+"""What does a finished run folder give to whoever reads its models: config, trials, ledger, variables?"""
 
 import dataclasses
 import json
