@@ -11,7 +11,7 @@ from input_pipeline import plotting
 from input_pipeline.cli import atomic_write
 from research.evaluation import calibration, metrics, predictions, score, thresholds
 from research.losses import notes as loss_notes
-from research.report import choice, masks, page, plots, rivals, settings_table, tables
+from research.report import choice, masks, page, plots, rank_curves, rivals, settings_table, tables
 from research.report import search as search_report
 from research.report.writer import MetricWriter, read_jsonl
 from research.training import start_weights
@@ -210,7 +210,8 @@ def _scored_parts(folder, config, members, scored, found, figures: list[dict]) -
         matrix = metrics.confusion(scored.labels, scored.predicted, len(scored.class_names))
         plots.confusion(matrix, scored.class_names, out / "confusion.png")
     cuts = scored.thresholds.mean(axis=0) if scored.thresholds is not None else None
-    plots.pr_curves(true, scored.scores, scored.class_names, out / "pr_curves.png", cuts)
+    rank_curves.pr_curves(true, scored.scores, scored.class_names, out / "pr_curves.png", cuts)
+    rank_curves.roc_curves(true, scored.scores, scored.class_names, out / "roc_curves.png")
     curves = {"before": scored.before, "after temperature scaling": scored.scores}
     plots.reliability({k: calibration.reliability_table(v, scored.labels, multi_label) for k, v in curves.items()},
                       out / "reliability.png")  # fmt: skip
@@ -223,6 +224,7 @@ def _scored_parts(folder, config, members, scored, found, figures: list[dict]) -
             "caption": "Precision and recall; diamonds mark the thresholds.",
             "section": "classes",
         },
+        {"path": "roc_curves.png", "caption": "Sensitivity and false positive rate.", "section": "classes"},
         {
             "path": "reliability.png",
             "caption": "Stated probability against observed frequency.",

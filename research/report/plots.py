@@ -323,67 +323,6 @@ def reliability(curves: Mapping[str, Sequence[Mapping[str, float]]], path: str |
         counts.set(xlabel="stated probability", ylabel="decisions")
 
 
-def pr_curves(
-    labels: np.ndarray,
-    scores: np.ndarray,
-    class_names: Sequence[str],
-    path: str | os.PathLike,
-    thresholds: Sequence[float] | None = None,
-    most: int = 12,
-) -> None:
-    """Precision against recall for each class, with its prevalence (chance) and the chosen operating point.
-
-    Args:
-        labels: bool `[N, K]`.
-        scores: `[N, K]` probabilities.
-        class_names: K names.
-        path: the PNG to write.
-        thresholds: `[K]` decision thresholds (a class is predicted when its score is at least the threshold).
-        most: with more classes than this, the ones with the lowest average precision are shown.
-    """
-    labels, scores = np.asarray(labels, dtype=bool), np.asarray(scores, dtype=float)
-    curves = {k: _pr_curve(labels[:, k], scores[:, k]) for k in range(len(class_names)) if labels[:, k].any()}
-    shown = sorted(sorted(curves, key=lambda k: curves[k][2])[:most])
-    columns = min(4, max(1, len(shown)))
-    lines = max(1, -(-len(shown) // columns))
-    with plotting.figure(path, 2.3 * columns + 0.4, 2.2 * lines + 0.6) as canvas:
-        grid = canvas.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
-        for axes in list(grid.flat)[len(shown) :]:
-            axes.set_visible(False)
-        for axes, k in zip(grid.flat, shown, strict=False):
-            recall, precision, area = curves[k]
-            axes.step(recall, precision, where="pre", color=BLUE)
-            axes.axhline(labels[:, k].mean(), color=GREY, linestyle=":", linewidth=1)
-            if thresholds is not None:
-                _draw_operating_point(axes, labels[:, k], scores[:, k] >= thresholds[k])
-            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.05))
-            axes.set_title(f"{plotting.shorten(class_names[k], 22)}\nAP {area:.2f}, n = {labels[:, k].sum():,}",
-                           fontsize=8, fontweight="normal")  # fmt: skip
-        rest = f" ({len(shown)} classes with the lowest AP of {len(class_names)})" if len(shown) < len(curves) else ""
-        canvas.supxlabel("recall", fontsize=9)
-        canvas.supylabel("precision", fontsize=9)
-        marks = "dotted: prevalence" + ("; ◆ chosen threshold" if thresholds is not None else "")
-        canvas.suptitle(f"Precision and recall{rest}; {marks}", fontsize=9.5, fontweight="bold", x=0.01, ha="left")
-
-
-def _pr_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Recall and precision at every distinct score, and the average precision sum (R_n - R_(n-1)) P_n."""
-    order = np.argsort(-scores, kind="stable")
-    last = np.append(np.diff(scores[order]) != 0, True)  # ties are decided together
-    hits = np.cumsum(labels[order])[last]
-    precision = hits / (np.flatnonzero(last) + 1)
-    recall = hits / labels.sum()
-    area = float(np.sum(np.diff(recall, prepend=0.0) * precision))
-    return np.append(0.0, recall), np.append(precision[0], precision), area
-
-
-def _draw_operating_point(axes, labels: np.ndarray, decided: np.ndarray) -> None:
-    if decided.any():
-        hits = float(np.sum(labels & decided))
-        axes.plot([hits / labels.sum()], [hits / decided.sum()], marker="D", markersize=6, color=VERMILLION,
-                  markeredgecolor="black", markeredgewidth=0.7, clip_on=False, zorder=4)  # fmt: skip
-
-
 def mistakes(images: Sequence[np.ndarray], rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
     """The most confident mistakes as a montage.
 

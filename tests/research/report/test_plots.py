@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import plotting
-from research.report import plots
+from research.report import plots, rank_curves
 
 ROOT = pathlib.Path(__file__).parents[3]
 NAMES = ["Nucleoplasm", "A $ name $x^2$ <b>", "third, a rather long class name that goes on"]
@@ -57,14 +57,17 @@ DRAWN = {
         {"before": [{"confidence": 0.5, "accuracy": 0.4, "count": 3}, {"confidence": 0, "accuracy": 0, "count": 0}]},
         path,
     ),
-    "pr_curves": lambda path: plots.pr_curves(
+    "pr_curves": lambda path: rank_curves.pr_curves(
         generator().random((20, 3)) < [0.5, 0.2, 0.0], generator().random((20, 3)), NAMES, path, [0.5, 2.0, 0.5]
+    ),
+    "roc_curves": lambda path: rank_curves.roc_curves(
+        generator().random((20, 3)) < [0.5, 1.0, 0.0], generator().random((20, 3)), NAMES, path
     ),
     "mistakes": lambda path: plots.mistakes(
         [np.zeros((8, 12, 1), np.uint8), np.full((5, 4, 4), 60000, np.uint16)],
         [{"true": NAMES[:2], "predicted": [], "probability": 0.9}] * 2, path,
     ),
-    "many_classes": lambda path: plots.pr_curves(
+    "many_classes": lambda path: rank_curves.pr_curves(
         generator().random((40, 15)) < 0.5, generator().random((40, 15)), [f"class {k}" for k in range(15)], path
     ),
 }  # fmt: skip
@@ -127,11 +130,23 @@ def test_average_precision_equals_scikit_learn():
     random = generator()
     for _ in range(5):
         labels, scores = random.random(60) < 0.3, random.integers(0, 12, 60) / 11  # with ties
-        recall, precision, area = plots._pr_curve(labels, scores)
+        recall, precision, area = rank_curves._pr_curve(labels, scores)
         assert area == pytest.approx(metrics.average_precision_score(labels, scores), abs=1e-12)
         want_precision, want_recall, _ = metrics.precision_recall_curve(labels, scores)
         np.testing.assert_allclose(recall, want_recall[::-1], atol=1e-12)
         np.testing.assert_allclose(precision[1:], want_precision[::-1][1:], atol=1e-12)
+
+
+def test_roc_equals_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    random = generator()
+    for _ in range(5):
+        labels, scores = random.random(60) < 0.3, random.integers(0, 12, 60) / 11  # with ties
+        false, sensitivity, area = rank_curves._roc_curve(labels, scores)
+        assert area == pytest.approx(metrics.roc_auc_score(labels, scores), abs=1e-12)
+        want_false, want_sensitivity, _ = metrics.roc_curve(labels, scores, drop_intermediate=False)
+        np.testing.assert_allclose(false, want_false, atol=1e-12)
+        np.testing.assert_allclose(sensitivity, want_sensitivity, atol=1e-12)
 
 
 def test_smoothing_starts_unbiased_and_skips_gaps():
