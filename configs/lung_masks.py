@@ -14,6 +14,8 @@ Dice 0.965 [0.959, 0.971] and IoU 0.933 [0.921, 0.943] over 17 films; the mean t
 X-rays of children (2 minutes) 97 % get a box. The others are mostly lungs white with pneumonia (5.2 % of the bacterial,
 0.2 % of the normal films), so being kept whole goes with the class: judge a classifier on crops with that in mind.
 
+ImageNet weights for the encoder: --config.model.weights=FILE of its family (Keras, timm, torchvision).
+
 Without data the built-in sample is drawn: 120 simulated chests with their masks.
 
 Presets, to be combined by commas:

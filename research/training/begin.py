@@ -20,7 +20,7 @@ def variables(trial: build.Trial, folder: pathlib.Path, stop: StopSignal):
     if start is None:
         return drawn
     modules, _ = call_order(model, size, channels)
-    loaded, report = stop.interruptible(lambda: start.load(model, drawn, modules))
+    loaded, report = stop.interruptible(lambda: start.load(model, drawn, modules, channels))
     name = build.as_file_name(trial.name)
     if jax.process_index() == 0:
         start_weights.write_record(folder, name, start, report)

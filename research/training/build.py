@@ -92,11 +92,15 @@ def compute_dtype(config: ConfigDict):
 
 def build_model(trial: Trial, frozen: tuple[str, ...] = ()):
     """The Flax module of a trial."""
-    settings = trial.config.model
+    settings, start = trial.config.model, trial.start
+    options, variant = settings.options.to_dict(), start.variant if start else settings.variant
+    if start and start.part:  # the form of the encoder, not of the whole
+        own = {"variant": variant} if variant else {}
+        options["encoder_options"], variant = dict(options.get("encoder_options") or {}) | own, settings.variant
     return models.create(
         settings.name,
         num_classes=trial.num_classes,
-        variant=trial.start.variant if trial.start else settings.variant,
+        variant=variant,
         head=tuple(settings.head),
         head_pool=settings.head_pool,
         head_dropout=settings.head_dropout,
@@ -104,7 +108,7 @@ def build_model(trial: Trial, frozen: tuple[str, ...] = ()):
         head_batch_norm=settings.head_batch_norm,
         dtype=compute_dtype(trial.config),
         frozen=frozen,
-        **settings.options.to_dict(),
+        **options,
     )
 
 

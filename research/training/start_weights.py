@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from input_pipeline.cli import UserError, atomic_write
+from research.training import encoder_weights
 
 RECORD = "weights.json"
 
@@ -21,13 +22,14 @@ class Start:
     """Weights that a trial starts from.
 
     Attributes:
-      model: name of the model.
+      model: name of the model, or of the part's architecture.
       file: as in the config, with the model's name in the place of "{name}".
       path: where it lies (a download has another path than its name).
       sha256: of the file.
       source: where the weights come from, in words.
       variant: form of the architecture, "" if there is one only.
       preprocessing: {"kind": "fixed" | "raw" | "caffe", "mean": [...], "std": [...]}, or None if nobody knows.
+      part: of the model that the weights are for, "" for all of it.
       plan: what reads the file; None if the file is not there any more.
     """
 
@@ -38,17 +40,21 @@ class Start:
     source: str
     variant: str
     preprocessing: dict[str, Any] | None
+    part: str = ""
     plan: Any = dataclasses.field(default=None, compare=False, repr=False)
 
-    def load(self, model, variables, modules) -> tuple[Any, dict[str, Any]]:
+    def load(self, model, variables, modules, channels: int) -> tuple[Any, dict[str, Any]]:
         """The initial variables with the file's weights in them, and what was loaded, replaced and adapted.
 
-        `modules` are the paths of the model's modules that own variables, in the order of their calls.
+        `modules` are the paths of the model's modules that own variables, in the order of their calls; `channels` those
+        of the images.
 
         Raises:
           UserError: the file is missing, damaged, or belongs to another model.
         """
         plan = self.plan or read_plan(self.model, self.variant, self.file)
+        if self.part:
+            return encoder_weights.load(plan, model, variables, channels)
         return plan.load(model, variables, modules)
 
     def record(self) -> dict[str, Any]:
@@ -82,9 +88,17 @@ class Starts:
         """
         if not settings.weights:
             return None
-        file = settings.weights.replace("{name}", settings.name)
+        name, part, variant = settings.name, "", settings.variant
+        file = settings.weights.replace("{name}", encoder_weights.family(settings) or name)
         stored = self.records.get(trial)
-        key = (settings.name, stored["variant"] if stored else settings.variant, file)
+        if stored:
+            name, part, variant = stored["model"], stored.get("part", ""), stored["variant"]
+        elif (encoder := encoder_weights.family(settings)) and not encoder_weights.holds_whole(
+            read_plan(encoder, "", file)
+        ):
+            name, part = encoder, encoder_weights.PART
+            variant = (settings.options.get("encoder_options") or {}).get("variant", "")
+        key = (name, variant, file)
         try:
             if key not in self._plans:
                 self._plans[key] = read_plan(*key)
@@ -102,12 +116,12 @@ class Starts:
         if stored:
             return dataclasses.replace(_from_record(stored), plan=plan)
         return Start(
-            settings.name, file, str(plan.path), plan.sha256, plan.source, plan.variant, plan.preprocessing, plan
+            name, file, str(plan.path), plan.sha256, plan.source, plan.variant, plan.preprocessing, part, plan
         )
 
 
 def _from_record(record: Mapping[str, Any]) -> Start:
-    return Start(**{f.name: record[f.name] for f in dataclasses.fields(Start) if f.name != "plan"})
+    return Start(**{f.name: record[f.name] for f in dataclasses.fields(Start) if f.name in record})
 
 
 def read_records(folder: pathlib.Path) -> dict[str, dict]:
