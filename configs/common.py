@@ -51,6 +51,7 @@ def default() -> ConfigDict:
             "baselines": True,
             "explain": "gradcam",  # how the report explains its most confident cases; "" = not at all
             "cited": (),  # figures of the literature for the report's table: (name, {metric: value}) pairs
+            "merge": (),  # classes counted as one in further figures, e.g. (("COAD", "READ"),)
             "submission_columns": ("id", "label"),  # header of submission.csv
             "batch_size": 0,  # 0 = batch_size
         }
@@ -184,6 +185,9 @@ def data() -> ConfigDict:
             "source": "",  # or "tfds:NAME", any TensorFlow Datasets data set in array_record form
             "simulated": {"train": 0, "test": 0},  # images of the built-in sample, if neither of the above is set
             "split": "roles",  # roles (stored in the dataset, by group) or study (the study's own, leaky)
+            "classes": (),  # names of the classes that exist; () = all
+            "without_classes": (),  # names of classes that do not
+            "shots": 0,  # training examples of each class at most, drawn by `seed`; 0 = all
             "limit": 0,  # use this many training examples only; 0 = all
             "channels": 0,  # 0 = as stored
             "resize": "stretch",  # stretch, crop
@@ -197,6 +201,16 @@ def data() -> ConfigDict:
             "normalize": "auto",
             "mean": (0.5,),  # of `fixed`, in units of the full range
             "std": (0.5,),
+            # Vectors of gene expression become pictures of `image_size` by a layout that is made from the training
+            # vectors, see research/layouts: alphabetical, chromosome, random, deepinsight, correlation, …
+            "layout": {
+                "name": "alphabetical",
+                "side": 0,  # pixels of the layout, which is enlarged to `image_size`; 0 = as few as hold all genes
+                "positions": "",  # table of gene, chromosome and start, for `chromosome`
+                "scaling": "gene",  # of the values: none, global, gene, gene_minmax, log_global, study
+                "upsampling": "nearest",  # nearest, bilinear
+                "run": "",  # a run folder whose layout and scaling are taken, for training on few examples
+            },
             "augment": {
                 "flip_horizontal": False,
                 "flip_vertical": False,

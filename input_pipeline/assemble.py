@@ -1,4 +1,4 @@
-"""How do ingested images with roles become the files of a prepared dataset?
+"""How do ingested images, or vectors, with roles become the files of a prepared dataset?
 
 Examples of a role are ordered by the SHA-256 of their id, as TFDS does, so that a program that reads the shards one
 after the other meets the classes mixed. Encoded images wait in a spool file between ingesting and this step, so that a
@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 
 from input_pipeline import tfds_metadata
 from input_pipeline.cli import atomic_write
@@ -57,6 +59,21 @@ class Spool:
         self.path.unlink(missing_ok=True)
 
 
+def vectors(manifest: Manifest) -> Iterator[Ingested]:
+    """Yields the vector of every example in order, as `ingest` does images; `data` are float32, little-endian."""
+    for row in manifest.values:
+        row = np.ascontiguousarray(row, "<f4")
+        if not np.isfinite(row).all():
+            gene = manifest.genes[int(np.flatnonzero(~np.isfinite(row))[0])]
+            yield Ingested(error=f"its value of the gene {gene} is no finite number")
+            continue
+        data, digest = row.tobytes(), hashlib.sha256(row).hexdigest()
+        yield Ingested(
+            data=data, format="float32", height=1, width=row.size, channels=1, bit_depth=32, file_hash=digest,
+            content_hash=digest,
+        )  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Kept:
     """An example whose image (and segmentation) is stored: `facts` without the bytes, which lie at `place`."""
@@ -98,16 +115,13 @@ def _encode(kept: Kept, group: str, data: bytes, manifest: Manifest, captions: b
     label = list(example.labels)
     if not label and not manifest.multi_label:
         label = [-1]
+    features = {"id": example.id.encode(), "group": group.encode(), "label": label}
     end = len(data) - facts.segmentation_bytes
-    features = {
-        "image": data[:end],
-        "image/height": facts.height,
-        "image/width": facts.width,
-        "image/channels": facts.channels,
-        "id": example.id.encode(),
-        "group": group.encode(),
-        "label": label,
-    }
+    if manifest.genes:
+        features[tfds_metadata.EXPRESSION] = data
+    else:
+        sizes = {"image/height": facts.height, "image/width": facts.width, "image/channels": facts.channels}
+        features |= {"image": data[:end], **sizes}
     if captions:
         features["caption"] = (example.caption or "").encode()
     if manifest.segmentation_classes:
@@ -197,7 +211,7 @@ def write_dataset(
     write_splits(folder, header, kept, assignments, order)
     stored = {k.facts.channels for k in kept}
     depth = max(k.facts.bit_depth for k in kept)
-    simulated = "simulated images of " if header.get("simulated") else ""
+    simulated = f"simulated {manifest.unit}s of " if header.get("simulated") else ""
     tfds_metadata.write(
         folder,
         manifest.study,
@@ -208,4 +222,5 @@ def write_dataset(
         splits,
         f"{simulated}the study {manifest.study}, prepared by input_pipeline.prepare; roles by group: see splits.json.",
         manifest.segmentation_classes,
+        manifest.genes,
     )

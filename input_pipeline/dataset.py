@@ -1,4 +1,8 @@
-"""What is a prepared data set, seen from training: labels, roles and groups in record order, and images by index."""
+"""What is a prepared data set, seen from training: labels, roles and groups in record order, and images by index.
+
+In place of images it may hold vectors of gene expression (`Dataset.genes`), which the loader hands on as images of
+shape `[1, G, 1]`.
+"""
 
 import dataclasses
 import hashlib
@@ -13,7 +17,7 @@ from input_pipeline.cli import UserError
 from input_pipeline.example_proto import parse_example
 from input_pipeline.records import MANIFEST, RecordSource
 from input_pipeline.splits import ROLES, UNLABELLED
-from input_pipeline.tfds_metadata import SEGMENTATION_NAMES
+from input_pipeline.tfds_metadata import EXPRESSION, GENE_NAMES, SEGMENTATION_NAMES
 
 TFDS_PREFIX = "tfds:"
 
@@ -41,8 +45,8 @@ class Dataset:
         class_names: K names.
         multi_label: whether an image may carry several labels.
         simulated: whether the images were rendered by `input_pipeline.simulate` (reports must say so).
-        channels: channels of the images.
-        dtype: uint8 or uint16, the type of the decoded images.
+        channels: channels of the images; 1 for vectors.
+        dtype: uint8 or uint16, the type of the decoded images; float32 for vectors.
         fingerprint: SHA-256 over what identifies the content; a checkpoint belongs to one fingerprint.
         ids: object (str) `[N]`.
         labels: int32 `[N]` with -1 for unlabelled, or multi-hot float32 `[N, K]` with zeros for unlabelled.
@@ -51,6 +55,7 @@ class Dataset:
         folds: int32 `[N]`, -1 where the data set was not cut into folds.
         images: where the encoded images come from.
         segmentation_classes: what the numbers of a segmentation mean, background first; empty when there are none.
+        genes: G unique names, in the order of the values, when the examples are vectors; empty when they are images.
     """
 
     name: str
@@ -68,6 +73,7 @@ class Dataset:
     folds: np.ndarray
     images: ImageStore
     segmentation_classes: tuple[str, ...] = ()
+    genes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -76,13 +82,37 @@ class Dataset:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def unit(self) -> str:
+        """What an example is called in sentences."""
+        return "sample" if self.genes else "image"
+
     def encoded(self, index: int) -> bytes:
-        """The encoded image (JPEG or PNG) of example `index`, verified against the record's checksum.
+        """The encoded image (JPEG or PNG; the bytes of a vector) of example `index`, checked by the record's checksum.
 
         Raises:
             UserError: when the record is damaged, belongs to another id, or holds no image.
         """
         return self.images.encoded(int(index))
+
+    def vector(self, index: int) -> np.ndarray:
+        """The values of example `index`, float32 `[G]` in the order of `genes`.
+
+        Raises:
+            UserError: when the data set holds images, or the record is damaged or holds other than G finite values.
+        """
+        if not self.genes:
+            raise UserError(f"the data set {self.directory} holds images and no gene expression: {_PREPARE}.")
+        encoded = self.encoded(index)
+        vector, size = f"the vector of example {self.ids[index]!r} of {self.directory}", 4 * len(self.genes)
+        if len(encoded) != size:
+            raise UserError(
+                f"{vector} has {len(encoded)} bytes, but {len(self.genes)} genes take {size}: {_PREPARE}."
+            )
+        values = np.frombuffer(encoded, "<f4").astype(np.float32, copy=False)
+        if not np.isfinite(values).all():
+            raise UserError(f"{vector} holds a value that is no finite number: {_PREPARE}.")
+        return values
 
     def encoded_segmentation(self, index: int) -> bytes:
         """The PNG of class numbers, uint8 `[H, W, 1]`, of the size of image `index`.
@@ -135,8 +165,8 @@ def _checked_roles(roles: Sequence[str] | np.ndarray, n: int) -> np.ndarray:
 class _RecordImages:
     """Images out of TFRecord shards; each record's id is compared with the one in `splits.json`."""
 
-    def __init__(self, source: RecordSource, ids: np.ndarray):
-        self._source = source
+    def __init__(self, source: RecordSource, ids: np.ndarray, key: str):
+        self._source, self._key = source, key  # `key`: the feature that holds the image, or the vector
         self._ids = [name.encode() for name in ids]
 
     def _features(self, index: int):
@@ -151,7 +181,7 @@ class _RecordImages:
         return features
 
     def encoded(self, index: int) -> bytes:
-        return self._bytes(index, "image")
+        return self._bytes(index, self._key)
 
     def encoded_segmentation(self, index: int) -> bytes:
         return self._bytes(index, "segmentation")
@@ -222,6 +252,36 @@ def _segmentation_classes(features: dict, directory: pathlib.Path) -> tuple[str,
     return names
 
 
+def _genes(features: dict, directory: pathlib.Path) -> tuple[str, ...]:
+    """The genes of the vectors that `features.json` declares; none when it declares none.
+
+    Raises:
+        UserError: when the vectors are not of one axis and float32, stored as raw bytes, or their genes are not named.
+    """
+    try:
+        declared = features["featuresDict"]["features"]
+    except (KeyError, TypeError):
+        return ()  # `image_feature` says what is missing
+    if EXPRESSION not in declared:
+        return ()
+    try:
+        tensor = declared[EXPRESSION]["tensor"]
+        (size,) = map(int, tensor["shape"]["dimensions"])
+        stored = str(tensor["dtype"]), str(tensor["encoding"])
+    except (KeyError, TypeError, ValueError):
+        size, stored = 0, ("", "")
+    if size < 1 or stored != ("float32", "bytes"):
+        raise UserError(f"{directory / 'features.json'} declares no vector of float32 in raw bytes: {_PREPARE}.")
+    path = directory / GENE_NAMES
+    try:
+        names = tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+    except (FileNotFoundError, UnicodeDecodeError):
+        names = ()
+    if len(set(names)) != size or len(names) != size or not all(names):
+        raise UserError(f"{path} does not name each of the {size} genes once: {_PREPARE}.")
+    return names
+
+
 def label_array(
     ids: Sequence[str], label_lists: Sequence[Sequence[int]], num_classes: int, multi_label: bool
 ) -> np.ndarray:
@@ -272,8 +332,10 @@ def _open_prepared(directory: pathlib.Path) -> Dataset:
     labels[roles == UNLABELLED] = 0 if multi_label else -1
     features_path = directory / "features.json"
     features = read_json(features_path)
-    channels, dtype = image_feature(features, features_path)
+    genes = _genes(features, directory)
+    channels, dtype = (1, np.dtype(np.float32)) if genes else image_feature(features, features_path)
     content = (directory / MANIFEST).read_bytes() + splits_path.read_bytes()
+    content += (directory / GENE_NAMES).read_bytes() if genes else b""
     return Dataset(
         name=name,
         directory=directory,
@@ -288,8 +350,9 @@ def _open_prepared(directory: pathlib.Path) -> Dataset:
         roles=roles,
         groups=np.array(groups, dtype=object),
         folds=np.array(folds, np.int32),
-        images=_RecordImages(source, ids),
+        images=_RecordImages(source, ids, EXPRESSION if genes else "image"),
         segmentation_classes=_segmentation_classes(features, directory),
+        genes=genes,
     )
 
 

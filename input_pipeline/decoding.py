@@ -35,8 +35,17 @@ def keep_freed_memory() -> None:
     mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
 
 
+def image_shape(dataset: Dataset, image_size: int, channels: int | None = None) -> tuple[int, int, int]:
+    """The shape of a decoded example: `[S, S, C]`, or `[1, G, 1]` for a vector of G genes, whatever is asked for."""
+    if dataset.genes:
+        return 1, len(dataset.genes), 1
+    return image_size, image_size, dataset.channels if channels is None else channels
+
+
 class Decoder:
     """Writes the decoded, resized image of an example into a row of a batch; shared by all threads.
+
+    A vector of gene expression is an image of one row, float32 `[1, G, 1]`: it has no other size, channels or resizing.
 
     Args:
         dataset: where the encoded images come from.
@@ -47,8 +56,8 @@ class Decoder:
 
     def __init__(self, dataset: Dataset, image_size: int, channels: int | None, resize: str):
         self.dataset = dataset
-        self.channels = dataset.channels if channels is None else channels
-        self.shape = (image_size, image_size, self.channels)
+        self.shape = image_shape(dataset, image_size, channels)
+        self.channels = self.shape[-1]
         self.dtype = dataset.dtype
         self._resize = resize
         self._thread = threading.local()
@@ -57,11 +66,14 @@ class Decoder:
         keep_freed_memory()
 
     def read(self, index: int, row: np.ndarray) -> None:
-        """Fills `row`, uint8 or uint16 `[S, S, C]`, with example `index`.
+        """Fills `row`, uint8 or uint16 `[S, S, C]` or float32 `[1, G, 1]`, with example `index`.
 
         Raises:
             UserError: the record is damaged, or its image cannot be decoded.
         """
+        if self.dataset.genes:
+            row[0, :, 0] = self.dataset.vector(index)
+            return
         encoded = self.dataset.encoded(index)
         try:
             image = self._decode(encoded)

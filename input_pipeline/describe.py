@@ -2,7 +2,8 @@
 
 Prints one summary and writes its tables (CSV) and pictures (PNG): label and label-set distribution, co-occurrence,
 roles, groups of duplicates, image sizes, intensities, examples. Labels, roles and groups are those of all examples;
-sizes and intensities are read from N images spread evenly over the dataset (the summary says how many).
+sizes and intensities are read from N images spread evenly over the dataset (the summary says how many). Of vectors of
+gene expression it draws the distribution of values by role and the samples on their first two principal components.
 """
 
 import argparse
@@ -54,9 +55,8 @@ def roles_present(dataset: Dataset) -> list[str]:
 def count_labels(dataset: Dataset) -> dict[str, np.ndarray]:
     """Labelled role -> examples of each class, int64 `[K]`."""
     labels = label_matrix(dataset)
-    return {
-        role: labels[dataset.roles == role].sum(axis=0) for role in roles_present(dataset) if role != "unlabelled"
-    }
+    labelled = [role for role in roles_present(dataset) if role != "unlabelled"]
+    return {role: labels[dataset.roles == role].sum(axis=0) for role in labelled}
 
 
 def count_label_sets(dataset: Dataset) -> list[tuple[tuple[int, ...], int]]:
@@ -168,12 +168,10 @@ def write_labels(dataset: Dataset, out: pathlib.Path) -> list[str]:
     set_rows = [{"label_set": _names(dataset, key), "labels": len(key), "images": count} for key, count in sets]
     write_csv(out / "label_sets.csv", ["label_set", "labels", "images"], set_rows)
     shown = [(_names(dataset, key), count) for key, count in sets[:_SETS_SHOWN]] if dataset.multi_label else []
-    plotting.label_distribution(
-        counts, dataset.class_names, out / "label_distribution.png", shown, dataset.multi_label
-    )
+    plotting.label_distribution(counts, dataset.class_names, out / "label_distribution.png", shown, dataset.multi_label)
     totals = np.array([row["images"] for row in rows])
     few, most = dataset.class_names[int(totals.argmin())], dataset.class_names[int(totals.argmax())]
-    lines = [f"labels       {totals.min():,} images ({few}) to {totals.max():,} ({most}) per class"]
+    lines = [f"labels       {totals.min():,} {dataset.unit}s ({few}) to {totals.max():,} ({most}) per class"]
     if dataset.multi_label:
         pairs = count_pairs(dataset)
         pair_rows = [
@@ -201,14 +199,14 @@ def write_roles(dataset: Dataset, out: pathlib.Path) -> list[str]:
     lines = ["roles        " + ", ".join(f"{row['role']} {row['images']:,}" for row in rows)]
     if np.any(dataset.folds >= 0):
         sizes = np.bincount(dataset.folds[dataset.folds >= 0])
-        lines.append(f"folds        {len(sizes)} of {', '.join(f'{size:,}' for size in sizes)} images")
+        lines.append(f"folds        {len(sizes)} of {', '.join(f'{size:,}' for size in sizes)} {dataset.unit}s")
     groups = group_rows(dataset)
     write_csv(out / "groups.csv", ["group", "images", "roles", "label_sets", "members"], groups)
     total = len(set(dataset.groups))
-    shared = "one image each"
+    unit, shared = dataset.unit, f"one {dataset.unit} each"
     if groups:
         members = sum(row["images"] for row in groups)
-        shared = f"of which {len(groups):,} hold several images ({members:,} images in all; "
+        shared = f"of which {len(groups):,} hold several {unit}s ({members:,} {unit}s in all; "
         shared += f"the largest has {groups[0]['images']:,})"
     lines.append(f"groups       {total:,}, {shared}")
     crossing = sum(len(set(row["roles"].split()) - {"unlabelled"}) > 1 for row in groups)
@@ -216,7 +214,7 @@ def write_roles(dataset: Dataset, out: pathlib.Path) -> list[str]:
     if crossing:
         lines.append(f"WARNING      groups that lie in several labelled roles: {crossing:,}; this split is leaky")
     if disagreeing:
-        lines.append(f"note         groups whose images differ in their labels: {disagreeing:,} (see groups.csv)")
+        lines.append(f"note         groups whose {unit}s differ in their labels: {disagreeing:,} (see groups.csv)")
     if groups:
         sizes = np.array([row["images"] for row in groups] + [1] * (total - len(groups)))
         _plot_group_sizes(sizes, out / "duplicates.png")
@@ -243,6 +241,34 @@ def write_images(dataset: Dataset, out: pathlib.Path, most: int) -> list[str]:
         f"sizes        {sizes} ({share} images looked at)",
         f"intensity    {values} (mean ± standard deviation of pixels, 0 to {seen.histogram.shape[1] - 1:,})",
     ]
+
+
+def write_expression(dataset: Dataset, out: pathlib.Path, most: int) -> list[str]:
+    """Draws values by role, and samples on the two principal components of `train`; returns a summary line."""
+    chosen = spread(np.arange(len(dataset)), most)
+    values = np.stack([dataset.vector(int(i)) for i in cli.progress(chosen, len(chosen), "reading vectors")])
+    train = dataset.roles[chosen] == "train"
+    train |= train.sum() < 2
+    centred = values - values[train].mean(axis=0)  # below, samples are multiplied because genes are many more
+    directions = centred[train].T @ np.linalg.eigh(centred[train] @ centred[train].T)[1][:, :-3:-1]
+    points = centred @ (directions / np.maximum(np.linalg.norm(directions, axis=0), 1e-9))
+    bounds = values.min(), values.max()
+    with plotting.figure(out / "expression.png", 10, 4) as canvas:
+        left, right = canvas.subplots(1, 2)
+        for k, role in enumerate(roles_present(dataset)):
+            own = values[dataset.roles[chosen] == role].ravel()
+            style = {"color": plotting.COLOURS[k], "linestyle": plotting.DASHES[k % 4]}
+            left.hist(own, 64, range=bounds, density=True, histtype="step", label=role, **style)
+        for k, (name, own) in enumerate(zip(dataset.class_names, label_matrix(dataset)[chosen].T, strict=True)):
+            style = {"color": plotting.COLOURS[k % 7], "marker": plotting.MARKERS[(k + k // 7) % 7]}
+            right.scatter(*points[own].T, 12, label=plotting.shorten(name), **style)
+        left.set(title="Values", xlabel="expression (log2)", ylabel="density")
+        right.set(title="Samples on the principal components of train", xlabel="first", ylabel="second")
+        left.legend()
+        right.legend(loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + len(dataset.class_names) // 17)
+    share = "all" if len(chosen) == len(dataset) else f"{len(chosen):,} of {len(dataset):,}"
+    text = f"{values.mean():.2f} ± {values.std():.2f}, {bounds[0]:.2f} to {bounds[1]:.2f} ({share} samples looked at)"
+    return [f"expression   {len(dataset.genes):,} genes, values {text}"]
 
 
 def _plot_sizes(rows: list[dict[str, object]], path: pathlib.Path) -> None:
@@ -294,17 +320,13 @@ def write_examples(dataset: Dataset, out: pathlib.Path) -> None:
     totals = labels.sum(axis=0)
     classes = sorted(np.argsort(-totals, kind="stable")[:_CLASSES_SHOWN].tolist())
     rows = [(dataset.class_names[index], np.flatnonzero(labels[:, index])) for index in classes if totals[index]]
-    if not rows:
-        rows = [("unlabelled", np.arange(len(dataset)))]
+    rows = rows or [("unlabelled", np.arange(len(dataset)))]
     rest = f" (the {len(rows)} most frequent classes)" if len(rows) < len(dataset.class_names) else ""
     _montage(dataset, rows, out / "examples.png", f"Examples of {dataset.name}{rest}", others=True)
     groups = group_rows(dataset)
     if groups:
-        shown = spread(np.arange(len(groups)), _GROUPS_SHOWN)
-        rows = [
-            (f"{groups[row]['images']} images", np.flatnonzero(dataset.groups == groups[row]["group"]))
-            for row in shown
-        ]
+        shown = [groups[row] for row in spread(np.arange(len(groups)), _GROUPS_SHOWN)]
+        rows = [(f"{row['images']} images", np.flatnonzero(dataset.groups == row["group"])) for row in shown]
         title = f"{len(rows)} of {len(groups):,} groups of duplicates, from the largest to the smallest"
         _montage(dataset, rows, out / "duplicates_examples.png", title, others=False)
 
@@ -332,20 +354,25 @@ def describe(dataset: Dataset, out: str | os.PathLike, most: int) -> str:
     Args:
         dataset: as `open_dataset` gives it.
         out: folder to write; created.
-        most: images to read for sizes and intensities; 0 for all.
+        most: images (or vectors) to read; 0 for all.
     """
     if not len(dataset):
         raise cli.UserError(f"{dataset.directory} holds no example; prepare it from images with labels.")
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    kind = "several labels per image" if dataset.multi_label else "one label per image"
+    kind = f"several labels per {dataset.unit}" if dataset.multi_label else f"one label per {dataset.unit}"
     lines = [
-        f"{dataset.name}: {format_number(len(dataset))} images, {len(dataset.class_names)} classes, {kind}, "
+        f"{dataset.name}: {format_number(len(dataset))} {dataset.unit}s, {len(dataset.class_names)} classes, {kind}, "
         f"{dataset.channels} channels of {np.dtype(dataset.dtype).name}"
     ]
-    lines += ["SIMULATED    these images were rendered, not photographed"] if dataset.simulated else []
-    lines += write_roles(dataset, out) + write_labels(dataset, out) + write_images(dataset, out, most)
-    write_examples(dataset, out)
+    origin = "samples were drawn, not sequenced" if dataset.genes else "images were rendered, not photographed"
+    lines += [f"SIMULATED    these {origin}"] if dataset.simulated else []
+    lines += write_roles(dataset, out) + write_labels(dataset, out)
+    if dataset.genes:
+        lines += write_expression(dataset, out, most)
+    else:
+        lines += write_images(dataset, out, most)
+        write_examples(dataset, out)
     summary = "\n".join(lines) + "\n"
     cli.atomic_write(out / "summary.txt", summary)
     return summary
@@ -362,10 +389,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise cli.UserError(f"--images={options.images} is negative; give a number of images, or 0 for all.")
     dataset = open_dataset(options.dataset)
     # Beside the dataset, never inside: its folder stays what prepare wrote.
-    default = f"{dataset.name}-description"
-    if not options.dataset.startswith("tfds:"):
-        default = f"{pathlib.Path(options.dataset).resolve()}-description"
-    out = options.out or default
+    named = dataset.name if options.dataset.startswith("tfds:") else pathlib.Path(options.dataset).resolve()
+    out = options.out or f"{named}-description"
     print(describe(dataset, out, options.images), end="")
     print(f"tables and pictures: {out}")
 

@@ -93,7 +93,7 @@ def warnings(manifest: Manifest, kept: Sequence[Kept], assignments: Sequence[Ass
     for role, entry in _roles(kept, assignments, manifest).items():
         absent = [name for name, count in entry["labels"].items() if not count]
         if absent and role != "unlabelled":
-            sentences.append(f"no image in {role} has the label {', '.join(absent)}")
+            sentences.append(f"no {manifest.unit} in {role} has the label {', '.join(absent)}")
     return sentences
 
 
@@ -117,6 +117,21 @@ def _count(values: Iterable, limit: int = FIRST) -> dict[str, int]:
     counts = collections.Counter(map(str, values))
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return dict(ordered[:limit])
+
+
+def _contents(manifest: Manifest, kept: Sequence[Kept]) -> dict[str, dict]:
+    """The part `images`: formats and sizes; or `expression`: how many genes, and which, as a hash of their names."""
+    if manifest.genes:
+        names = hashlib.sha256("\n".join(manifest.genes).encode()).hexdigest()
+        return {"expression": {"genes": len(manifest.genes), "genes_sha256": names, "dtype": "float32"}}
+    return {
+        "images": {
+            "formats": _count(item.facts.format for item in kept),
+            "sizes": _count(f"{item.facts.width}x{item.facts.height}" for item in kept),
+            "channels": _count(item.facts.channels for item in kept),
+            "bit_depths": _count(item.facts.bit_depth for item in kept),
+        }
+    }
 
 
 def build(
@@ -164,12 +179,7 @@ def build(
         "roles": _roles(kept, assignments, manifest),
         "warnings": warnings(manifest, kept, assignments),
         "folds": {str(fold): count for fold, count in sorted(folds.items())},
-        "images": {
-            "formats": _count(item.facts.format for item in kept),
-            "sizes": _count(f"{item.facts.width}x{item.facts.height}" for item in kept),
-            "channels": _count(item.facts.channels for item in kept),
-            "bit_depths": _count(item.facts.bit_depth for item in kept),
-        },
+        **_contents(manifest, kept),
         "source": {
             "files": len(source.names()),
             "listing_sha256": source.digest(),

@@ -2,6 +2,9 @@
 
 One grain element is one whole batch, because grain's cost per element and thread is larger than that of an image. The
 order is computed before anything runs in parallel, so it is the same for any number of threads, hosts and devices.
+
+Vectors of gene expression travel as images of one row: `image` is float32 `[b, 1, G, 1]`, and the arguments about the
+size, channels and resizing of images are without effect (which gene becomes which pixel is decided on the device).
 """
 
 import collections
@@ -17,7 +20,7 @@ import psutil
 
 from input_pipeline.cli import UserError, progress
 from input_pipeline.dataset import Dataset
-from input_pipeline.decoding import Decoder
+from input_pipeline.decoding import Decoder, image_shape
 from input_pipeline.sampling import Sampler
 
 Batch = dict[str, np.ndarray]
@@ -64,6 +67,8 @@ def fits(bytes_needed: int) -> bool:
 class DecodedCache:
     """The decoded, resized images of a data set in memory, `[N, S, S, C]`; filled in parallel when first needed.
 
+    Vectors of G genes are held as `[N, 1, G, 1]`.
+
     Args:
         dataset: the data set, of N examples.
         image_size: S, in pixels.
@@ -104,8 +109,8 @@ class DecodedCache:
     @staticmethod
     def bytes_needed(dataset: Dataset, image_size: int, channels: int | None = None, segmentation: bool = False) -> int:
         """The size of the whole cache in bytes."""
-        of_pixel = (channels or dataset.channels) * dataset.dtype.itemsize + segmentation
-        return len(dataset) * image_size**2 * of_pixel
+        height, width, depth = image_shape(dataset, image_size, channels)
+        return len(dataset) * height * width * (depth * dataset.dtype.itemsize + segmentation)
 
     def fill(self, indices: np.ndarray | None = None) -> "DecodedCache":
         """Decodes those of `indices` (all examples when None) that are not yet there; shows progress."""
@@ -225,7 +230,7 @@ def _iterate(
     decoder = Decoder(dataset, image_size, channels, resize) if cache is None else None
     held = cache if isinstance(cache, DecodedCache) else None
     if held is not None:
-        if held.array.shape[1:] != (image_size, image_size, channels or dataset.channels):
+        if held.array.shape[1:] != image_shape(dataset, image_size, channels):
             raise ValueError(f"the cache holds images of shape {held.array.shape[1:]}, not of size {image_size}")
         if segmentation and held.segmentation is None:
             raise ValueError("the cache holds no segmentations: make it with segmentation=True")
@@ -275,9 +280,10 @@ def train_batches(
         pad_to: what the rows of each process must be a multiple of (its local devices).
 
     Returns:
-        An iterator of dicts with leading axis b, this process's rows: `image` uint8 or uint16 `[b, S, S, C]`, `label`
-        int32 `[b]` or float32 `[b, K]`, `id` object (str) `[b]` and `index` int64 `[b]` (for the host only), `valid`
-        bool `[b]`. Padding has valid False, index -1, id "", and zeros elsewhere. Raises UserError at a damaged record.
+        An iterator of dicts with leading axis b, this process's rows: `image` uint8 or uint16 `[b, S, S, C]` (float32
+        `[b, 1, G, 1]` for vectors), `label` int32 `[b]` or float32 `[b, K]`, `id` object (str) `[b]` and `index` int64
+        `[b]` (for the host only), `valid` bool `[b]`. Padding has valid False, index -1, id "", and zeros elsewhere.
+        Raises UserError at a damaged record.
     """
     return _iterate(
         dataset,

@@ -7,6 +7,7 @@ RAW is a folder or a .zip and is only read. DIR appears when it is complete, wit
 metadata, `splits.json` and `ingest_report.json`; the same input gives the same bytes, whatever the number of workers.
 Studies: hpa, blood_cells, pneumonia, lung_masks, folder (class folders), table (a CSV with paths and labels); their
 options are described in input_pipeline/studies/. With the boxes that research.segment found, images are cropped.
+The study cancer_genes has vectors of gene expression instead of images (input_pipeline/expression/).
 """
 
 import collections
@@ -15,31 +16,31 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from input_pipeline import boxes as boxes_of
 from input_pipeline import duplicates, ingest_report, raw, splits
-from input_pipeline.assemble import Assignment, Kept, Spool, write_dataset
+from input_pipeline.assemble import Assignment, Kept, Spool, vectors, write_dataset
 from input_pipeline.building import building, check_target
 from input_pipeline.cli import UserError, atomic_write, progress, run
 from input_pipeline.image_headers import MAX_PIXELS
-from input_pipeline.ingest import Reader, ingest
+from input_pipeline.ingest import Ingested, Reader, ingest
 from input_pipeline.prepare_flags import FRACTIONS, MAX_BAD, pairs, parse, shares
 from input_pipeline.signatures import SIGNATURE
 from input_pipeline.simulate import MARKER
-from input_pipeline.studies import load
+from input_pipeline.studies import EXPRESSION, load
+from input_pipeline.studies import manifest as manifests
 from input_pipeline.studies.manifest import Manifest
 
 _FEW = 64
 """Fewer images than this are read sooner than worker processes start."""
 
-_LONGEST_ID = 1024
 
-
-def _check_arguments(workers: int | None, seed: int, folds: int, max_bad: float, max_pixels: int) -> None:
+def _check_arguments(workers: int | None, seed: int, folds: int, max_bad: float, max_pixels: int | None) -> None:
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers} must be at least 1.")
     if seed < 0:
@@ -48,8 +49,14 @@ def _check_arguments(workers: int | None, seed: int, folds: int, max_bad: float,
         raise UserError(f"--folds={folds} must be 0 (no folds) or at least 2.")
     if not 0 <= max_bad <= 1:
         raise UserError(f"--max_bad={max_bad} must be a share between 0 and 1.")
-    if max_pixels < 1:
+    if max_pixels is not None and max_pixels < 1:
         raise UserError(f"--max_pixels={max_pixels} must be positive.")
+
+
+def _refuse_flags_of_images(study: str, given: Mapping[str, bool]) -> None:
+    """Refuses what only a study of images can have; `given` is flag -> whether it was set."""
+    for flag in (flag for flag, was_set in given.items() if was_set):
+        raise UserError(f"--{flag} is about pictures, and the study {study} has none: leave it out.")
 
 
 def _check_fractions(fractions: Mapping[str, float]) -> dict[str, float]:
@@ -62,25 +69,11 @@ def _check_fractions(fractions: Mapping[str, float]) -> dict[str, float]:
     return complete
 
 
-def _check_manifest(manifest: Manifest, source: raw.RawSource) -> None:
-    """Holds every study to the contract, whoever wrote it."""
-    ids = collections.Counter(example.id for example in manifest.examples)
-    repeated = [identifier for identifier, count in ids.items() if count > 1]
-    if repeated:
-        raise UserError(f"the id {raw.printable(repeated[0])} occurs twice in {source.path}: rename one.")
-    for example in manifest.examples:
-        if not example.id or len(example.id.encode("utf-8", "replace")) > _LONGEST_ID or not example.id.isprintable():
-            raise UserError(f"{raw.printable(example.id)!r} in {source.path} cannot be an id: rename the file.")
-        if any(not 0 <= label < len(manifest.class_names) for label in example.labels):
-            raise UserError(f"{example.id} in {source.path} has a label outside the classes.")
-    if not any(example.role in (None, "train") for example in manifest.examples):
-        raise UserError(f"{source.path} holds no image to train on: check --source and --study.")
-
-
-def _too_many(skipped: Sequence[tuple[str, str]], seen: int, total: int, max_bad: float) -> UserError:
+def _too_many(skipped: Sequence[tuple[str, str]], seen: int, manifest: Manifest, max_bad: float) -> UserError:
     reason, found = next(iter(ingest_report.by_reason(skipped).items()))
+    total = f"{manifest.unit}s of {len(manifest.examples)}"
     return UserError(
-        f"{len(skipped)} of the first {seen} images of {total} cannot be used, more than {max_bad:.0%} of all "
+        f"{len(skipped)} of the first {seen} {total} cannot be used, more than {max_bad:.0%} of all "
         f"({found['count']} times: {reason}, for example {found['first'][0]}): download them again, or raise --max_bad."
     )
 
@@ -98,30 +91,30 @@ def _same_depth(kept: list[Kept], skipped: list[tuple[str, str]]) -> list[int]:
 
 
 class _Intake:
-    """Images read so far: encoded bytes and signatures in temporary files, all the rest in memory."""
+    """Images (or vectors) read so far: their bytes and signatures in temporary files, all the rest in memory."""
 
-    def __init__(self, folder: pathlib.Path, reader: Reader, manifest: Manifest):
-        self.reader, self.manifest = reader, manifest
+    def __init__(self, folder: pathlib.Path, manifest: Manifest):
+        self.manifest = manifest
         self.spool = Spool(folder / "images.spool")
         self._signatures = Spool(folder / "signatures.spool")
         self._rows: list[int] = []
         self.kept: list[Kept] = []
         self.skipped: list[tuple[str, str]] = []
 
-    def read_all(self, workers: int, max_bad: float) -> None:
-        """Reads every example of the manifest.
+    def read_all(self, read: Iterator[Ingested], max_bad: float) -> None:
+        """Takes in every example of the manifest, `read` in its order.
 
         Raises:
             UserError: as soon as more than `max_bad` of all images are known to be unusable.
         """
         examples = self.manifest.examples
-        with contextlib.closing(ingest(self.reader, examples, workers)) as outcomes:
+        with contextlib.closing(read) as outcomes:
             for example, found in zip(examples, progress(outcomes, len(examples), "reading"), strict=True):
                 if found.error:
                     self.skipped.append((example.id, found.error))
                     if len(self.skipped) > max_bad * len(examples):
                         seen = len(self.kept) + len(self.skipped)
-                        raise _too_many(self.skipped, seen, len(examples), max_bad)
+                        raise _too_many(self.skipped, seen, self.manifest, max_bad)
                     continue
                 if found.signature is not None:
                     self._signatures.append(found.signature.tobytes())
@@ -132,12 +125,12 @@ class _Intake:
         self._rows = _same_depth(self.kept, self.skipped)
         self.kept = [self.kept[i] for i in self._rows]
         if len(self.skipped) > max_bad * len(examples):
-            raise _too_many(self.skipped, len(examples), len(examples), max_bad)
+            raise _too_many(self.skipped, len(examples), self.manifest, max_bad)
 
     @property
     def signatures(self) -> np.ndarray | None:
-        """Signatures of the images kept, `[N]`, or None; read from disk, not held."""
-        if not self.reader.near_duplicates or not self.kept:
+        """Signatures of the images kept, `[N]`, or None where none were taken; read from disk, not held."""
+        if not os.path.getsize(self._signatures.path):
             return None
         # Mapped for reading only: a write into a mapped file on a full disk would kill the process.
         stored = np.memmap(self._signatures.path, SIGNATURE, "r")
@@ -157,13 +150,13 @@ class _Intake:
 
 def _check_kept(manifest: Manifest, kept: Sequence[Kept], source: raw.RawSource) -> None:
     if not kept:
-        raise UserError(f"none of the images in {source.path} can be used: download them again.")
+        raise UserError(f"none of the {manifest.unit}s in {source.path} can be used: download them again.")
     found = {label for item in kept if item.example.role in (None, "train") for label in item.example.labels}
     absent = [name for label, name in enumerate(manifest.class_names) if label not in found]
     if absent and not manifest.multi_label:
         raise UserError(
-            f"no image of the class {absent[0]} in {source.path} can be used for training: "
-            "restore its images or remove the class."
+            f"no {manifest.unit} of the class {absent[0]} in {source.path} can be used for training: "
+            f"restore its {manifest.unit}s or remove the class."
         )
 
 
@@ -229,8 +222,8 @@ def prepare(
     fractions: Mapping[str, float] | None = None,
     simulated: bool = False,
     max_bad: float = MAX_BAD,
-    max_pixels: int = MAX_PIXELS,
-    near_duplicates: bool = True,
+    max_pixels: int | None = None,
+    near_duplicates: bool | None = None,
     boxes: str | os.PathLike | None = None,
 ) -> dict:
     """Prepares a dataset.
@@ -246,8 +239,9 @@ def prepare(
         fractions: shares of the carved roles, where they differ from `FRACTIONS`.
         simulated: whether the images are simulated; also recognised by a file `SIMULATED.txt` in the source.
         max_bad: share of unusable images above which nothing is written.
-        max_pixels: limit of pixels in an image.
-        near_duplicates: whether augmented and re-encoded copies are looked for, and not only identical images.
+        max_pixels: limit of pixels in an image; `MAX_PIXELS` when None.
+        near_duplicates: whether augmented and re-encoded copies are looked for, and not only identical images; None
+            for wherever there are images.
         boxes: table of the part of each image that is kept, see `input_pipeline.boxes`, or None for whole images.
 
     Returns:
@@ -258,20 +252,47 @@ def prepare(
     """
     _check_arguments(workers, seed, folds, max_bad, max_pixels)
     fractions = _check_fractions(fractions or {})
-    module, source, out = load(study), raw.open_source(source), pathlib.Path(out)
+    load(study)
+    if study in EXPRESSION:
+        given = {"boxes": boxes is not None, "max_pixels": max_pixels is not None, "duplicates=near": near_duplicates}
+        _refuse_flags_of_images(study, given)
+    source, out = raw.open_source(source), pathlib.Path(out)
     check_target(out, source.path)
-    manifest = module.scan(source, dict(options or {}))
-    _check_manifest(manifest, source)
-    simulated = simulated or any(name.rpartition("/")[2] == MARKER for name in source.names())
-    if workers is None:
-        workers = 1 if len(manifest.examples) < _FEW else len(os.sched_getaffinity(0))
     table = boxes_of.read(boxes) if boxes else None
-    crops = table.of(manifest.examples) if table else {}
-    reader = Reader(source, manifest.channels, max_pixels, near_duplicates, crops)
-    header = _header(study, simulated, seed, manifest, fractions, folds)
-    with building(out) as folder, _Intake(folder, reader, manifest) as intake:
-        intake.read_all(workers, max_bad)
-        return _write(folder, intake, header, workers, table)
+    with _scanned(study, source, out, dict(options or {})) as (folder, manifest), _Intake(folder, manifest) as intake:
+        simulated = simulated or any(name.rpartition("/")[2] == MARKER for name in source.names())
+        header = _header(study, simulated, seed, manifest, fractions, folds)
+        if workers is None:
+            workers = 1 if len(manifest.examples) < _FEW else len(os.sched_getaffinity(0))
+        crops = table.of(manifest.examples) if table else {}
+        reader = Reader(source, manifest.channels, max_pixels or MAX_PIXELS, near_duplicates is not False, crops)
+        read = vectors(manifest) if manifest.genes else ingest(reader, manifest.examples, workers)
+        intake.read_all(read, max_bad)
+        return _write(folder, intake, source, header, workers, table)
+
+
+@contextlib.contextmanager
+def _scanned(
+    study: str, source: raw.RawSource, out: pathlib.Path, options: dict[str, str]
+) -> Iterator[tuple[pathlib.Path, Manifest]]:
+    """The folder that becomes `out`, see `building`, and what the study says about the source.
+
+    Images are listed before the folder is made; vectors are read into a file in it, which is gone before it is `out`.
+    """
+    with contextlib.ExitStack() as stack:
+        if study in EXPRESSION:
+            folder = stack.enter_context(building(out))
+            scratch = folder / "scratch"
+            scratch.mkdir()
+            # Leaves in reverse: the scratch folder goes before the folder gets its name.
+            stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+            manifest = load(study).scan(source, options, scratch)
+            manifests.check(manifest, source)
+        else:
+            manifest = load(study).scan(source, options)
+            manifests.check(manifest, source)
+            folder = stack.enter_context(building(out))
+        yield folder, manifest
 
 
 def _header(study: str, simulated: bool, seed: int, manifest: Manifest, fractions: Mapping, folds: int) -> dict:
@@ -288,20 +309,29 @@ def _header(study: str, simulated: bool, seed: int, manifest: Manifest, fraction
     }
 
 
-def _write(folder: pathlib.Path, intake: _Intake, header: dict, workers: int, table: boxes_of.Boxes | None) -> dict:
+def _write(
+    folder: pathlib.Path,
+    intake: _Intake,
+    source: raw.RawSource,
+    header: dict,
+    workers: int,
+    table: boxes_of.Boxes | None,
+) -> dict:
     """Groups and splits what was read and writes the dataset; returns the report."""
-    manifest, source, kept = intake.manifest, intake.reader.source, intake.kept
+    manifest, kept = intake.manifest, intake.kept
     _check_kept(manifest, kept, source)
     ids = [item.example.id for item in kept]
     labels = [item.example.labels or None for item in kept]
     hashes = [item.facts.content_hash for item in kept]
-    print(f"looking for copies among {len(kept)} images, then writing", file=sys.stderr, flush=True)
+    print(f"looking for copies among {len(kept)} {manifest.unit}s, then writing", file=sys.stderr, flush=True)
     clusters = duplicates.cluster(ids, labels, hashes, intake.signatures, workers)
     groups = join_groups(clusters.groups, [item.example.group for item in kept])
     assignments = _assign(manifest, kept, groups, header)
     # Copies of official test images belong to no role: they are listed in the report, not stored.
     stored = [i for i, a in enumerate(assignments) if a.role != splits.DUPLICATE_OF_TEST]
     write_dataset(folder, manifest, [kept[i] for i in stored], [assignments[i] for i in stored], intake.spool, header)
+    for name, content in manifest.tables.items():
+        atomic_write(folder / name, content)
     intake.remove()
     for warning in ingest_report.warnings(manifest, kept, assignments):
         print(f"warning: {warning}", file=sys.stderr)
@@ -315,9 +345,10 @@ def _write(folder: pathlib.Path, intake: _Intake, header: dict, workers: int, ta
 
 def _summary(report: dict, out: str) -> str:
     counts, duplicated = report["counts"], report["duplicates"]
+    unit = "samples" if "expression" in report else "images"
     roles = ", ".join(f"{role} {entry['files']}" for role, entry in report["roles"].items())
     lines = [
-        f"{out}: {counts['stored']} of {counts['read']} images stored ({roles})",
+        f"{out}: {counts['stored']} of {counts['read']} {unit} stored ({roles})",
         f"  repaired {counts['repaired']}, unusable {counts['skipped']}, left out by the study {counts['left_out']}",
         f"  {duplicated['statistics']['groups']} groups of copies, {duplicated['exact_copies']} exact copies",
     ]
@@ -325,7 +356,7 @@ def _summary(report: dict, out: str) -> str:
         cropped = report["boxes"]["cropped"]
         lines.append(f"  {cropped} cropped to their boxes, {counts['readable'] - cropped} left whole")
     if report["copies_of_test"]["count"]:
-        lines.append(f"  {report['copies_of_test']['count']} copies of official test images left out")
+        lines.append(f"  {report['copies_of_test']['count']} copies of official test {unit} left out")
     for part in ("skipped", "left_out"):
         for reason, entry in list(report[part].items())[:5]:
             lines.append(f"  {entry['count']} x {reason}")
@@ -346,7 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fractions=shares(flags.fractions),
         max_bad=flags.max_bad,
         max_pixels=flags.max_pixels,
-        near_duplicates=flags.duplicates == "near",
+        near_duplicates=flags.duplicates and flags.duplicates == "near",
         boxes=flags.boxes,
     )
     print(_summary(report, flags.out))

@@ -42,13 +42,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--max_bad", type=float, default=MAX_BAD, help=f"stop above this share of bad images (default {MAX_BAD})"
     )
     parser.add_argument(
-        "--max_pixels", type=int, default=MAX_PIXELS, help=f"limit of pixels in an image (default {MAX_PIXELS})"
+        "--max_pixels", type=int, help=f"limit of pixels in an image (default {MAX_PIXELS})"
     )
     parser.add_argument(
         "--duplicates",
         choices=("near", "exact"),
-        default="near",
-        help="look for augmented and re-encoded copies (near, default) or for identical images only (exact)",
+        help="look for augmented and re-encoded copies (near, default for images) or for identical ones only (exact)",
     )
     parser.add_argument("--boxes", help="table of the part of each image to keep, written by research.segment")
     return parser.parse_args(arguments)

@@ -3,10 +3,14 @@
 A download is a folder or a .zip, which is read in place and never extracted. Whatever its names, links or declared
 sizes say, nothing outside the folder is opened, nothing but a regular file is read, and no read takes more than a
 stated number of bytes. Entries that break a rule are left out and listed with the reason (`RawSource.problems`).
+`RawSource.open` streams what is too large to be read at once, and unpacks .gz and .bz2 on the way by the same rules.
 """
 
 import abc
+import bz2
+import gzip
 import hashlib
+import io
 import os
 import pathlib
 import re
@@ -14,11 +18,15 @@ import stat
 import struct
 import zipfile
 import zlib
+from typing import BinaryIO
 
 from input_pipeline.cli import UserError
 
 MAX_FILE_BYTES = 256 * 2**20
 """No file larger than this is read: an encoded image within the pixel limit is far smaller."""
+
+MAX_STREAM_BYTES = 16 * 2**30
+"""No stream gives more than this, unpacked: the largest public expression table has 1.9 GB."""
 
 MAX_RATIO = 200
 """Compressed entries above 1 MiB that claim to expand further than this are taken for a zip bomb."""
@@ -33,6 +41,71 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 
 class Unreadable(Exception):
     """One file of the download cannot be read; the message is the reason, without the name."""
+
+
+class Stream(io.RawIOBase):
+    """Reads one file of a download from its beginning, unpacked by `unpack`, and at most `max_bytes` of it.
+
+    Every refusal and damage is an `Unreadable`, whose message is the reason without the name.
+
+    Attributes:
+        consumed: bytes taken from the download so far, packed: with the declared size, how far the reading is.
+    """
+
+    def __init__(self, file: BinaryIO, max_bytes: int, packing: str = ""):
+        super().__init__()
+        self.consumed = 0
+        self._file = file
+        self._max_bytes = max_bytes
+        self._given = 0
+        self._packed = packing in _UNPACKERS
+        self._content = _UNPACKERS[packing](_Tap(self)) if self._packed else _Tap(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        """Fills `buffer` as far as one read goes; 0 at the end."""
+        try:
+            data = self._content.read(min(len(buffer), _MEBIBYTE))
+        except EOFError as error:
+            raise Unreadable("ends before its content does, as an interrupted download would") from error
+        except (*_DAMAGE, gzip.BadGzipFile) as error:
+            raise Unreadable(f"damaged: {printable(str(error))}") from error
+        except OSError as error:
+            raise Unreadable(f"cannot be read: {error.strerror or error}") from error
+        self._given += len(data)
+        if self._given > self._max_bytes:
+            raise Unreadable(f"larger than {self._max_bytes // _MEBIBYTE} MiB")
+        if self._packed and self._given > _MEBIBYTE and self._given > MAX_RATIO * max(self.consumed, 1):
+            raise Unreadable(f"expands more than {MAX_RATIO} times, which looks like a zip bomb")
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+class _Tap(io.RawIOBase):
+    """What a stream takes from the download, counted."""
+
+    def __init__(self, stream: Stream):
+        super().__init__()
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        data = self._stream._file.read(len(buffer))
+        self._stream.consumed += len(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+_UNPACKERS = {".gz": lambda file: gzip.GzipFile(fileobj=file, mode="rb"), ".bz2": bz2.BZ2File}
 
 
 def refusal(name: str) -> str:
@@ -109,6 +182,24 @@ class RawSource(abc.ABC):
         except OSError as error:
             raise Unreadable(f"cannot be read: {error.strerror or error}") from error
 
+    def open(self, name: str, max_bytes: int = MAX_STREAM_BYTES) -> Stream:
+        """A stream over a file that `names` lists; the content of .gz and .bz2 is unpacked.
+
+        Args:
+            name: its name.
+            max_bytes: the most that may be read, unpacked.
+
+        Raises:
+            Unreadable: here or from any later read: too large, damaged, cut off, no longer regular, expanding more
+                than `MAX_RATIO` times, or refused by the file system.
+        """
+        if self._sizes[name] > max_bytes:
+            raise Unreadable(f"larger than {max_bytes // _MEBIBYTE} MiB")
+        try:
+            return Stream(self._stream(name), max_bytes, os.path.splitext(name)[1].lower())
+        except OSError as error:
+            raise Unreadable(f"cannot be read: {error.strerror or error}") from error
+
     def digest(self) -> str:
         """SHA-256 over all names and sizes: whether it is the same listing, not whether it is the same content."""
         digest = hashlib.sha256()
@@ -119,6 +210,10 @@ class RawSource(abc.ABC):
     @abc.abstractmethod
     def _read(self, name: str) -> bytes:
         """Reads at most `max_file_bytes` of one listed file."""
+
+    @abc.abstractmethod
+    def _stream(self, name: str) -> BinaryIO:
+        """Opens one listed file for reading once, from its beginning."""
 
     def _admit(self, name: str, size: int) -> None:
         reason = refusal(name)
@@ -194,12 +289,17 @@ class FolderSource(RawSource):
             raise Unreadable("link leads out of the source folder")
         return target
 
-    def _read(self, name: str) -> bytes:
+    def _stream(self, name: str) -> BinaryIO:
         # The folder may have changed since it was listed: check the opened file itself, and never wait on a pipe.
         descriptor = os.open(self._target(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise Unreadable("not a regular file")
+        file = os.fdopen(descriptor, "rb")
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            file.close()
+            raise Unreadable("not a regular file")
+        return file
+
+    def _read(self, name: str) -> bytes:
+        with self._stream(name) as file:
             data = file.read(self.max_file_bytes + 1)
         if len(data) > self.max_file_bytes:
             raise Unreadable(f"larger than {self.max_file_bytes // _MEBIBYTE} MiB")
@@ -256,6 +356,12 @@ class ZipSource(RawSource):
         if entry.file_size > _MEBIBYTE and entry.file_size > MAX_RATIO * max(entry.compress_size, 1):
             return f"expands more than {MAX_RATIO} times, which looks like a zip bomb"
         return ""
+
+    def _stream(self, name: str) -> BinaryIO:
+        try:
+            return self._open().open(self._entries[name])
+        except _DAMAGE as error:
+            raise Unreadable(f"damaged in the archive: {printable(str(error))}") from error
 
     def _read(self, name: str) -> bytes:
         try:

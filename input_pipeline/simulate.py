@@ -2,7 +2,8 @@
 
     python -m input_pipeline.simulate --study=NAME --out=DIR [--train=N] [--test=N] [--seed=0]
 
-Studies: hpa, pneumonia, lung_masks (the last two in simulate_lungs.py).
+Studies: hpa, pneumonia, lung_masks (both in simulate_lungs.py), cancer_genes (simulate_expression.py; the numbers are
+those of samples, and there is no size).
 
 The folder holds what the original download holds, file for file, plus `SIMULATED.txt`, by which
 `input_pipeline.prepare` knows that the images are simulated and says so in the prepared dataset.
@@ -223,6 +224,7 @@ SIMULATIONS = {
     "hpa": "input_pipeline.simulate",
     "pneumonia": "input_pipeline.simulate_lungs",
     "lung_masks": "input_pipeline.simulate_lungs",
+    "cancer_genes": "input_pipeline.simulate_expression",
 }
 """The module of each study's simulation, a function of the study's name with the arguments of `hpa`."""
 
@@ -245,8 +247,8 @@ def main() -> None:
     )
     parser.add_argument("--study", required=True, help=f"one of: {', '.join(SIMULATIONS)}")
     parser.add_argument("--out", required=True, help="folder to write the simulated raw files to")
-    parser.add_argument("--train", type=int, default=None, help="train images (default: the study's own)")
-    parser.add_argument("--test", type=int, default=None, help="test images (default: the study's own)")
+    parser.add_argument("--train", type=int, default=None, help="train images, or samples (default: the study's own)")
+    parser.add_argument("--test", type=int, default=None, help="test images, or samples (default: the study's own)")
     parser.add_argument("--size", type=int, default=128, help="pixels along each side (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn (default %(default)s)")
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one for each core)")
@@ -254,7 +256,7 @@ def main() -> None:
     numbers = {"num_train": options.train, "num_test": options.test}
     chosen = {name: number for name, number in numbers.items() if number is not None}
     folder = load(options.study)(options.out, size=options.size, seed=options.seed, workers=options.workers, **chosen)
-    print(f"the simulated images are in {folder}")
+    print(f"the simulated files are in {folder}")
 
 
 if __name__ == "__main__":

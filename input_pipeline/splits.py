@@ -10,6 +10,7 @@ examples nor anything but the seed decides.
 import dataclasses
 import hashlib
 import math
+import random
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -32,6 +33,9 @@ RULE = (
 
 STUDY_HELD_OUT = {"hpa": (0.1, 42), "blood_cells": (0.2, 42)}
 """Share of images that each study held out at random, and the seed."""
+
+STUDY_SHARES = {"cancer_genes": (0.8, 0.1, 10)}
+"""Shares of each class that a study trained and validated on, the rest being its test set, and the seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,26 +290,33 @@ def fold_roles(
     return assign_roles(labels, groups, fixed, scaled, seed, multi_label)
 
 
-def study_split(study: str, roles: Sequence[str], seed: int | None = None) -> StudySplit:
-    """The random split by image that the study itself used, for comparison with its published figures.
+def study_split(
+    study: str, roles: Sequence[str], labels: np.ndarray | None = None, seed: int | None = None
+) -> StudySplit:
+    """The random split by example that the study itself used, for comparison with its published figures.
 
-    The held-out share is drawn as scikit-learn's `train_test_split(test_size=share, random_state=seed)` draws it, over
-    the labelled examples in the order given (the study's own file order is not kept, so the images differ, the
-    procedure does not). It becomes `test`. The study chose its thresholds and its checkpoint on these images too; here
+    That of cancer_genes is split-folders': the examples of each class, shuffled by Python's generator, are cut at the
+    shares, rounded down. It has no calibration examples. Of the other studies the held-out share is drawn as
+    scikit-learn's `train_test_split(test_size=share, random_state=seed)` draws it, over the labelled examples in the
+    order given (the study's own file order is not kept, so the images differ, the procedure does not). It becomes
+    `test`. The study chose its thresholds and its checkpoint on these images too; here
     validation and calibration, half that size each, are cut from the rest instead, so that nothing is chosen on test.
 
     Args:
-        study: "hpa" or "blood_cells".
+        study: "hpa", "blood_cells" or "cancer_genes".
         roles: N roles of the prepared dataset; unlabelled examples stay so, all others are drawn from.
+        labels: int `[N]`, for a split by class.
         seed: replaces the study's own.
 
     Raises:
         UserError: for a study that has no random split of its own, or too few examples.
     """
+    if study in STUDY_SHARES and labels is not None:
+        return _split_by_class(study, roles, labels, seed)
     if study not in STUDY_HELD_OUT:
         raise UserError(
-            f"the study {study} has no random split of its own: use config.data.split = 'group' "
-            f"(split = 'study' exists for {', '.join(sorted(STUDY_HELD_OUT))})."
+            f"the study {study} has no random split of its own: use config.data.split = 'roles' "
+            f"(split = 'study' exists for {', '.join(sorted({*STUDY_HELD_OUT, *STUDY_SHARES}))})."
         )
     share, own_seed = STUDY_HELD_OUT[study]
     labelled = np.flatnonzero([role != UNLABELLED for role in roles])
@@ -323,5 +334,24 @@ def study_split(study: str, roles: Sequence[str], seed: int | None = None) -> St
     note = (
         f"LEAKY: split at random by image ({share:.0%} held out, seed {used}) as the study did; copies of one "
         "photograph or cells of one patient may stand on both sides, so figures are too high."
+    )
+    return StudySplit([str(role) for role in assigned], note)
+
+
+def _split_by_class(study: str, roles: Sequence[str], labels: np.ndarray, seed: int | None) -> StudySplit:
+    """See `study_split`."""
+    first, second, own_seed = STUDY_SHARES[study]
+    used = own_seed if seed is None else seed
+    assigned = np.array(roles, dtype=object)
+    for label in np.unique(labels[labels >= 0]):
+        drawn = np.flatnonzero(labels == label).tolist()
+        random.Random(used).shuffle(drawn)
+        end = int(first * len(drawn))
+        assigned[drawn] = "test"
+        assigned[drawn[:end]] = "train"
+        assigned[drawn[end : end + int(second * len(drawn))]] = "validation"
+    note = (
+        f"LEAKY: split at random by sample ({first:.0%} to train, seed {used}) as the study did; several samples of "
+        "one patient may stand on both sides, so figures are too high."
     )
     return StudySplit([str(role) for role in assigned], note)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import pathlib
 import tempfile
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipeline import normalize, splits
+from input_pipeline import normalize, splits, subset
 from input_pipeline.cli import UserError
 from input_pipeline.dataset import Dataset, open_dataset
 from input_pipeline.loader import DecodedCache, fits
@@ -26,7 +27,7 @@ from research.search import preview, stages, sweep
 from research.search.execution import Execution, use_all_cores
 from research.search.trials import OverrideSet, override_sets
 from research.settings import validate
-from research.training import build, compilation, freezing, optimizers, sharding, start_weights
+from research.training import build, compilation, freezing, optimizers, pictures, sharding, start_weights
 from research.training.loop import Training
 from research.training.phases import freezes, needs_layers, phases
 from research.training.signals import StopSignal
@@ -64,7 +65,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool, dry_run: bo
     if shared_search:
         sweep.check(config, dataset.multi_label, reach=not dry_run)
     mesh = sharding.make_mesh(jax.devices()[:1] if spread else None)
-    shared = SharedImages()
+    shared = SharedImages(None if dry_run else workdir)
 
     def attach(trial: build.Trial) -> build.Trial:
         return shared.attach(trial, mesh)
@@ -210,12 +211,13 @@ def _paths(tree: dict, prefix: str = "") -> set[str]:
 
 
 def with_roles(config: ConfigDict, dataset: Dataset, fold: int | None, seed: int) -> Dataset:
-    """The data set with the roles of a fold (dealt by `seed`), of the study's own (leaky) split, or as stored.
+    """The classes of `config.data` with the roles of a fold (dealt by `seed`), of the study's own split, or as stored.
 
     Groups are dealt to folds over all labelled examples; see `splits.fold_roles`.
     """
+    dataset = subset.of_classes(dataset, config.data.classes, config.data.without_classes)
     if config.data.split == "study":
-        return dataset.with_roles(splits.study_split(config.study, dataset.roles).roles)
+        return dataset.with_roles(splits.study_split(config.study, dataset.roles, dataset.labels).roles)
     if fold is None:
         return dataset
     labelled = np.isin(dataset.roles, ("train", "validation", "calibration", "test"))
@@ -236,6 +238,7 @@ def check(trial: build.Trial) -> None:
     """Everything about a trial that can be refused before anything is written."""
     config = trial.config
     trial.task.check(trial)
+    pictures.check(trial)
     stretches = phases(config, len(trial.train_indices))
     build.build_loss(trial)
     if build.weights_begin(trial) and config.loss.class_weights == "none":
@@ -261,7 +264,7 @@ def announce(config: ConfigDict, dataset: Dataset, trials: list[build.Trial], wo
     print(f"Data {dataset.directory}: {roles}")
     print(f"Devices: {', '.join(str(d) for d in jax.devices())}", flush=True)
     if dataset.simulated:
-        print("SIMULATED DATA: a program drew the images; no figure of this run says anything about real cells.")
+        print("SIMULATED DATA: a program made the examples; no figure of this run says anything about real ones.")
     if config.demonstration:
         print(f"Demonstration: {config.demonstration}")
     for line in dict.fromkeys(_say_start(trial) for trial in trials):
@@ -284,9 +287,14 @@ def _say_start(trial: build.Trial) -> str:
 
 
 class SharedImages:
-    """Decoded images and dataset statistics, kept between trials that use the same ones."""
+    """Decoded images, dataset statistics and layouts of genes, kept between trials that use the same ones.
 
-    def __init__(self) -> None:
+    Args:
+      folder: the run folder, where layouts are kept; None to keep none.
+    """
+
+    def __init__(self, folder: pathlib.Path | None = None) -> None:
+        self._pictures = pictures.Pictures(folder)
         self._caches: dict[tuple, DecodedCache] = {}
         self._statistics: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
         self.device_images: jax.Array | None = None
@@ -300,7 +308,8 @@ class SharedImages:
         key = (size, channels, config.data.resize, masks)
         wanted = config.data.cache
         if wanted == "auto":
-            wanted = "ram" if fits(len(dataset.ids) * size * size * (channels + masks)) else "none"
+            of_image = math.prod(trial.raw.shape) * trial.raw.dtype.itemsize + masks * size * size
+            wanted = "ram" if fits(len(dataset.ids) * of_image) else "none"
         cache = None
         if wanted in ("ram", "device"):
             cache = self._caches.setdefault(key, DecodedCache(dataset, *key[:3], segmentation=masks))
@@ -313,7 +322,7 @@ class SharedImages:
         if config.data.normalize == "dataset":
             statistics = normalize.dataset_statistics(dataset, trial.train_indices, limit=2000)
             trial = dataclasses.replace(trial, statistics=statistics)
-        return dataclasses.replace(trial, images=self.device_images)
+        return dataclasses.replace(trial, images=self.device_images, picture=self._pictures.of(trial))
 
 
 def run_trial(trial: build.Trial, workdir: pathlib.Path, mesh, stop: StopSignal, ledger: Ledger) -> None:

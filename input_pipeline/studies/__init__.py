@@ -1,4 +1,7 @@
-"""The studies that `input_pipeline.prepare` knows: one module each with `scan(source, options) -> Manifest`."""
+"""The studies that `input_pipeline.prepare` knows: one module each with `scan(source, options) -> Manifest`.
+
+A study in `EXPRESSION` reads its tables while it scans: its `scan` takes a scratch folder as well.
+"""
 
 import importlib
 from types import ModuleType
@@ -12,7 +15,11 @@ STUDIES = {
     "table": "input_pipeline.studies.table",
     "pneumonia": "input_pipeline.studies.pneumonia",
     "lung_masks": "input_pipeline.studies.lung_masks",
+    "cancer_genes": "input_pipeline.studies.cancer_genes",
 }
+
+EXPRESSION = frozenset({"cancer_genes"})
+"""Studies whose examples are vectors of gene expression instead of images."""
 
 
 def load(name: str) -> ModuleType:

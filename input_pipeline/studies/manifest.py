@@ -1,10 +1,14 @@
 """What does a study say about a raw download: which files are examples, with which labels, roles and groups?"""
 
+import collections
 import dataclasses
 import posixpath
 from collections.abc import Collection, Iterable, Mapping
 
+import numpy as np
+
 from input_pipeline.cli import UserError
+from input_pipeline.raw import RawSource, printable
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
@@ -23,6 +27,8 @@ ROLE_NAMES = {
 }
 """Names of official folders and of the cells in a role column, in lower case."""
 
+_LONGEST_ID = 1024
+
 
 @dataclasses.dataclass(frozen=True)
 class RawExample:
@@ -30,7 +36,8 @@ class RawExample:
 
     Attributes:
         id: unique name, the key of predictions and splits.
-        paths: names in the source; one is an image, several are single-channel files in channel order.
+        paths: names in the source; one is an image, several are single-channel files in channel order; none is a row
+            of `Manifest.values`.
         labels: ascending indices into the class names; empty when unlabelled (or, multi-label, when no class applies).
         role: "validation", "calibration", "test" or "unlabelled" where the source decides it; "train" when it may
             only train; None when it is in the part that the missing roles are carved from.
@@ -64,6 +71,9 @@ class Manifest:
         grey: whether the images are grey, so that a colour file among them is read as its luma.
         segmentation_classes: what the numbers 0, 1, … of a mask mean; empty when the examples have no masks, otherwise
             every example has one.
+        genes: G unique names when the examples are vectors of gene expression, otherwise empty.
+        values: their values, `[N, G]` in the order of `examples` and `genes`, read row by row (it may be a memory map).
+        tables: files that belong to the dataset as they are, by the name that they get in it.
     """
 
     study: str
@@ -76,6 +86,37 @@ class Manifest:
     channels: tuple[str, ...] = ()
     grey: bool = False
     segmentation_classes: tuple[str, ...] = ()
+    genes: tuple[str, ...] = ()
+    values: np.ndarray | None = None
+    tables: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+    @property
+    def unit(self) -> str:
+        """What an example is called in sentences."""
+        return "sample" if self.genes else "image"
+
+
+def check(manifest: Manifest, source: RawSource) -> None:
+    """Holds every study to the contract, whoever wrote it.
+
+    Raises:
+        UserError: names what breaks it.
+    """
+    ids = collections.Counter(example.id for example in manifest.examples)
+    repeated = [identifier for identifier, count in ids.items() if count > 1]
+    if repeated:
+        raise UserError(f"the id {printable(repeated[0])} occurs twice in {source.path}: rename one.")
+    for example in manifest.examples:
+        if not example.id or len(example.id.encode("utf-8", "replace")) > _LONGEST_ID or not example.id.isprintable():
+            raise UserError(f"{printable(example.id)!r} in {source.path} cannot be an id: rename the file.")
+        if any(not 0 <= label < len(manifest.class_names) for label in example.labels):
+            raise UserError(f"{example.id} in {source.path} has a label outside the classes.")
+    if not any(example.role in (None, "train") for example in manifest.examples):
+        raise UserError(f"{source.path} holds no {manifest.unit} to train on: check --source and --study.")
+    genes = collections.Counter(manifest.genes)
+    for gene, count in genes.items():
+        if count > 1 or not gene.isprintable() or not gene.strip():
+            raise UserError(f"the gene {printable(gene)!r} in {source.path} occurs twice or has no name: rename it.")
 
 
 def is_image_name(name: str) -> bool:

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings.steps(trial)  # a wrong duration is refused before anything is written
     folder = RunFolder(workdir, run.config)
     options = candidates.Options(settings, values.criterion, values.latency_runs)
-    mesh, shared = sharding.make_mesh(), study.SharedImages()
+    mesh, shared = sharding.make_mesh(), study.SharedImages(run.path)
     print(f"{len(trials)} trial(s), {len(wanted)} candidate(s) of each, in {folder.path}", flush=True)
     for trial in trials:
         candidates.compress(run, shared.attach(trial, mesh), wanted, options, mesh, stop)

@@ -55,13 +55,13 @@ class Network:
 
     @property
     def image(self) -> jax.ShapeDtypeStruct:
-        """The shape of one image, uint8 `[1, H, W, C]`."""
-        size = self.trial.config.image_size
-        return jax.ShapeDtypeStruct((1, size, size, self.trial.channels), jnp.uint8)
+        """The shape of one raw image, `[1, H, W, C]`."""
+        return self.trial.raw
 
     def parameters(self) -> int:
         """Of the architecture, in the float network."""
-        model, image = build.build_model(self.trial), jax.ShapeDtypeStruct(self.image.shape, jnp.float32)
+        model, size = build.build_model(self.trial), self.trial.config.image_size
+        image = jax.ShapeDtypeStruct((1, size, size, self.trial.channels), jnp.float32)
         shapes = jax.eval_shape(lambda x: model.init({"params": jax.random.key(0)}, {"image": x}, train=False), image)
         return count_parameters(shapes["params"])
 

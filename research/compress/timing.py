@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -41,7 +40,7 @@ def columns(trial: Trial, arrays: Mapping[str, Mapping[str, Any]], program: Prog
 
     Args:
       arrays: by collection and path, of the trial's model or of `program`.
-      program: (arrays, images uint8 `[1, H, W, C]`) to logits; None for the trial's own model.
+      program: (arrays, a raw image `[1, H, W, C]`) to logits; None for the trial's own model.
       count: timed runs.
     """
     if program is None:
@@ -52,20 +51,18 @@ def columns(trial: Trial, arrays: Mapping[str, Mapping[str, Any]], program: Prog
 
 def _measure(trial: Trial, arrays: Mapping[str, Mapping[str, Any]], program: Program, count: int) -> dict:
     """Writes what the child process of `research.search.latency` reads, runs it, and reads its answer."""
-    size = trial.config.image_size
-    shape = (1, size, size, trial.channels)
     arrays = {kind: {path: np.asarray(value) for path, value in flat.items()} for kind, flat in arrays.items()}
     shapes = jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), arrays)
     with lowering_for("cpu"):
         exporter = jax.export.export(jax.jit(lambda *arguments: program(*arguments)), platforms=("cpu",))
-        exported = exporter(shapes, jax.ShapeDtypeStruct(shape, jnp.uint8))
+        exported = exporter(shapes, trial.raw)
     with tempfile.TemporaryDirectory(prefix="latency-") as name:
         folder = pathlib.Path(name)
         (folder / "0.xla").write_bytes(exported.serialize())
         np.savez(
             folder / "0.npz", **{f"{kind}:{p}": value for kind, flat in arrays.items() for p, value in flat.items()}
         )
-        model = {"shape": shape, "kinds": sorted(arrays), "refusal": ""}
+        model = {"shape": trial.raw.shape, "dtype": str(trial.raw.dtype), "kinds": sorted(arrays), "refusal": ""}
         job = {"models": [model], "runs": count, "warm_up": _WARM_UP}
         (folder / "jobs.json").write_text(json.dumps(job), encoding="utf-8")
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()

@@ -6,6 +6,7 @@ their thresholds on `calibration`, and they are scored on the same test ids.
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 
@@ -198,13 +199,7 @@ def regression(
         UserError: no training examples, unlabelled ones, or labels that do not fit.
     """
     true = check_labels(train_labels, num_classes, multi_label, len(train_features))
-    train_features = np.asarray(train_features, np.float64)
-    mean, scale = train_features.mean(axis=0), train_features.std(axis=0)
-    scale[scale == 0] = 1.0
-
-    def standardise(features: np.ndarray) -> np.ndarray:
-        return (np.asarray(features, np.float64) - mean) / scale
-
+    standardise = _standardiser(train_features)
     train, test = standardise(train_features), standardise(test_features)
     if not multi_label:
         scores = _fit_and_score(
@@ -221,6 +216,50 @@ def regression(
     scores = [np.stack([column[i][:, 1] for column in columns], axis=1) for i in range(len(sets))]
     cuts = per_class_f1(scores[1], calibration_labels) if len(sets) > 1 else fixed(num_classes)
     return Baseline(name, scores[0], decide(scores[0], cuts), cuts)
+
+
+def linear_svm(
+    name: str, train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, num_classes: int
+) -> Baseline:
+    """A linear support vector machine for each class against the rest; the greatest decision value wins.
+
+    Standardised as in `regression`; squared hinge, L2 with C = 0.01, which suits more features than examples.
+    Deterministic. The scores are a softmax of the decision values, so they rank but are not calibrated.
+
+    Args:
+        train_features: `[N, F]`. train_labels: int `[N]`. test_features: `[M, F]`. num_classes: K.
+
+    Raises:
+        UserError: no training examples, unlabelled ones, or labels that do not fit.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.svm import LinearSVC
+
+    check_labels(train_labels, num_classes, False, len(train_features))
+    standardise = _standardiser(train_features)
+    labels = np.asarray(train_labels).astype(np.int64)
+    present = np.unique(labels)
+    values = np.full((len(test_features), num_classes), -np.inf)
+    if len(present) == 1:
+        values[:, present] = 0.0
+    else:
+        model = LinearSVC(C=0.01, random_state=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # as in `_fit_and_score`
+            model.fit(standardise(train_features), labels)
+        found = model.decision_function(standardise(test_features))
+        values[:, present] = np.stack([-found, found], axis=1) / 2 if found.ndim == 1 else found
+    scores = np.exp(values - values.max(axis=1, keepdims=True))
+    scores /= scores.sum(axis=1, keepdims=True)
+    return Baseline(name, scores, values.argmax(axis=1))
+
+
+def _standardiser(train_features: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Features less their means over `train`, divided by their deviations there; constant ones become 0."""
+    train_features = np.asarray(train_features, np.float64)
+    mean, scale = train_features.mean(axis=0), train_features.std(axis=0)
+    scale[scale == 0] = 1.0
+    return lambda features: (np.asarray(features, np.float64) - mean) / scale
 
 
 def _fit_and_score(

@@ -5,6 +5,7 @@ Reads files only, so a report can be made again, and tested, without training.
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -93,6 +94,37 @@ def score(folder: pathlib.Path, trials: list[str], multi_label: bool, settings) 
         thresholds=np.stack(cuts) if multi_label else None,
         multi_label=multi_label,
         class_names=tests[0].class_names,
+    )
+
+
+def merged(scored: Scored, together: Sequence[Sequence[str]]) -> Scored | None:
+    """Single-label predictions where classes count as one: its probability is the sum of theirs, its name "A+B".
+
+    Args:
+      together: names of classes, those that are counted as one in each entry; classes that are not there are left out,
+        and with fewer than two there is nothing to merge.
+
+    Returns:
+      None where nothing is merged. The merged class stands where the first of its classes stood.
+    """
+    names = list(scored.class_names)
+    target = {name: name for name in names}
+    for entry in together:
+        present = [name for name in names if name in entry]
+        if len(present) > 1:
+            target |= {name: "+".join(present) for name in present}
+    kept = list(dict.fromkeys(target.values()))
+    if len(kept) == len(names):
+        return None
+    column = np.array([kept.index(target[name]) for name in names])
+    before, scores = (part @ np.eye(len(kept))[column] for part in (scored.before, scored.scores))
+    return dataclasses.replace(
+        scored,
+        labels=column[scored.labels].astype(np.int32),
+        before=before,
+        scores=scores,
+        predicted=scores.argmax(axis=1),
+        class_names=tuple(kept),
     )
 
 

@@ -52,7 +52,7 @@ def run(request: Request, mesh, stop: StopSignal) -> pathlib.Path:
       UserError: run, trial, images, method or layer do not exist or do not suit each other.
     """
     opened = runs.open_run(request.workdir)
-    trial = opening.pick(opened, request.trial)
+    trial = opening.attached(request.workdir, opening.pick(opened, request.trial), mesh)
     out = request.out or request.workdir / "explanations" / trial.name
     check_out(out)
     source = sources.open_images(trial, request.images, request.regions)

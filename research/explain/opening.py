@@ -38,6 +38,15 @@ def pick(run: runs.Run, name: str) -> build.Trial:
     return found[0]
 
 
+def attached(workdir: pathlib.Path, trial: build.Trial, mesh) -> build.Trial:
+    """The trial as it is explained: computing in float32, with what its normalisation needs, without cached images.
+
+    Gradients in bfloat16 would be coarse, and images are few: neither memory nor speed asks for it.
+    """
+    trial = runs.changed_trial(trial, {"model.dtype": "float32", "data.cache": "none"})
+    return study.SharedImages(workdir).attach(trial, mesh)
+
+
 def explainer(
     workdir: pathlib.Path,
     trial: build.Trial,
@@ -47,19 +56,21 @@ def explainer(
     mesh,
     stop: StopSignal,
 ) -> methods.Explainer:
-    """A trial's best variables with its model in float32, checked against the methods `names`.
+    """A trial's best variables with its model, checked against the methods `names`.
+
+    It takes images, and for vectors the pictures that `sources` draws of them; genes are the matter of research.genes.
+
+    Args:
+      trial: as `attached` gives it.
 
     Raises:
       UserError: see `methods.check`; the checkpoint is missing or damaged.
     """
     variables = {kind: nest(flat) for kind, flat in runs.load(trial, workdir, mesh, stop).items()}
-    # Gradients in bfloat16 would be coarse, and images are few: neither memory nor speed asks for it.
-    trial = runs.changed_trial(trial, {"model.dtype": "float32", "data.cache": "none"})
-    trial = study.SharedImages().attach(trial, mesh)
     network = Network(variables, build.build_model(trial))
     size = trial.config.image_size
     options = methods.check(names, network, (1, size, size, trial.channels), options)
-    normalize = build.build_normalize(trial)
+    normalize = build.build_pixels(trial)
     return methods.Explainer(network, normalize, batch_size, trial.dataset.multi_label, options, stop.check)
 
 

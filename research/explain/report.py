@@ -51,6 +51,7 @@ def figures(
     if not cases or not suits(trial, method):
         return []
     mesh = sharding.make_mesh(jax.devices()[:1])
+    trial = opening.attached(folder, trial, mesh)
     try:
         explainer = opening.explainer(folder, trial, (method,), Options(), _BATCH, mesh, stop)
     except UserError as error:  # a report can be made again where the checkpoints are no longer kept

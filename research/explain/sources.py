@@ -15,7 +15,7 @@ from input_pipeline.loader import eval_batches
 from input_pipeline.splits import ROLES
 from input_pipeline.studies import csv_rows
 from input_pipeline.studies.manifest import is_image_name
-from research.training.build import Trial
+from research.training.build import Trial, build_drawing
 
 _BATCH = 32
 
@@ -29,7 +29,7 @@ class Images:
       groups: N strings: images that are not independent (patients).
       labels: int32 `[N]`, -1 for unknown, or multi-hot float32 `[N, K]`.
       known: bool `[N]`, whether the label is.
-      read: from rows to raw images, uint8 or uint16 `[n, S, S, C]`.
+      read: from rows to images `[n, S, S, C]`, uint8 or uint16 as stored, or the pictures of vectors, float32 0..255.
       role: where all are of one role, else "".
       read_regions: from rows to bool `[n, S, S]`, or None without regions.
     """
@@ -47,7 +47,7 @@ def open_images(trial: Trial, spec: str, regions: str = "") -> Images:
     """Opens what `--images` and `--regions` name.
 
     Args:
-      trial: gives data set, image size, channels and way of resizing.
+      trial: gives data set, image size, channels and way of resizing; as `opening.attached` gives it.
       spec: a role, a CSV file with a column `id` (of the data set's ids), or a folder of image files.
       regions: folder of masks, named like the ids with any image suffix; "" for the data set's own segmentation.
 
@@ -61,6 +61,8 @@ def open_images(trial: Trial, spec: str, regions: str = "") -> Images:
             raise UserError(f"no image of {trial.dataset.directory} has the role {spec}; choose another for --images.")
         found = _of_dataset(trial, indices, role)
     elif path.is_dir():
+        if trial.dataset.genes:
+            raise UserError(f"--images={spec} is a folder, but this model takes vectors of genes; name a role.")
         found = _of_folder(trial, path)
     elif path.is_file():
         found = _of_dataset(trial, _listed(trial.dataset, path), "")
@@ -78,14 +80,15 @@ def by_ids(trial: Trial, ids: Sequence[str]) -> np.ndarray:
 
 
 def _of_dataset(trial: Trial, indices: np.ndarray, role: str) -> Images:
-    dataset = trial.dataset
+    dataset, draw = trial.dataset, build_drawing(trial)
 
     def load(rows: np.ndarray, key: str, segmentation: bool) -> np.ndarray:
         batches = eval_batches(
             dataset, indices[rows], _BATCH, trial.config.image_size, trial.channels,
             threads=trial.threads, resize=trial.config.data.resize, segmentation=segmentation,
         )  # fmt: skip
-        return np.concatenate([batch[key][batch["valid"]] for batch in batches])
+        shown = draw if draw is not None and key == "image" else np.asarray
+        return np.concatenate([np.asarray(shown(batch[key]))[batch["valid"]] for batch in batches])
 
     own = dataset.labels[indices]
     known = dataset.roles[indices] != "unlabelled" if dataset.multi_label else own >= 0

@@ -16,6 +16,7 @@ from research.models.heads import Head
 
 # One line per family; importing its module registers its members.
 FAMILIES = (
+    "research.models.cnn1d",
     "research.models.cnn2",
     "research.models.densenet",
     "research.models.efficientnet",
@@ -23,6 +24,7 @@ FAMILIES = (
     "research.models.inception_resnet_v2",
     "research.models.inception_v3",
     "research.models.merged",
+    "research.models.mlp",
     "research.models.resnet",
     "research.models.simple_cnn",
     "research.models.unet",

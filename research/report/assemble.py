@@ -105,7 +105,7 @@ def warnings_of(config, dataset) -> list[str]:
     """What a reader must know before any figure."""
     found = []
     if dataset.simulated:
-        found.append("SIMULATED DATA: a program drew the images; no figure here says anything about real cells.")
+        found.append("SIMULATED DATA: a program made the examples; no figure here says anything about real ones.")
     if config.demonstration:
         found.append(f"DEMONSTRATION: {config.demonstration}.")
     if config.data.split == "study":
@@ -231,8 +231,19 @@ def _scored_parts(folder, config, members, scored, found, figures: list[dict]) -
             "section": "calibration",
         },
     ]
-    parts["mistakes"] = _mistakes(out, members[0].dataset, scored)
+    parts |= _merged(config, scored)
+    parts["mistakes"] = [] if members[0].dataset.genes else _mistakes(out, members[0].dataset, scored)
     return parts
+
+
+def _merged(config, scored) -> dict:
+    """{"merged": …} with the metrics where classes of `config.evaluation.merge` count as one."""
+    together = None if scored.multi_label else score.merged(scored, config.evaluation.merge)
+    if together is None:
+        return {}
+    joined = [name for name in together.class_names if name not in scored.class_names]
+    found = score.estimates(together, config.evaluation.bootstrap, config.seed)
+    return {"merged": {"classes": joined, "metrics": found}}
 
 
 def _folds(scored) -> list[dict]:

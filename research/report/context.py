@@ -111,6 +111,7 @@ class Context(TypedDict):
     baselines: NotRequired[list[Baseline]]
     per_class: NotRequired[list[ClassRow]]
     settings: NotRequired[dict[str, Any]]  # {"rows" of `settings_table.build`, "chosen", "role", "cited"}
+    merged: NotRequired[dict[str, Any]]  # {"classes": names of those counted as one, "metrics": Estimates by name}
     trials: NotRequired[list[dict[str, Any]]]  # rows as in `tables`
     chosen_trial: NotRequired[str]  # id; set in bold
     folds: NotRequired[list[Fold]]

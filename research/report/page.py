@@ -209,7 +209,13 @@ def _classes(context: Mapping[str, Any]) -> str:
              "average_precision": "average precision", "auroc": "AUROC", "threshold": "threshold",
              "support": "images"}  # fmt: skip
     columns = {key: name for key, name in names.items() if any(key in row for row in rows)}
-    return markup.table(columns, rows, "Every class; brackets are intervals.")
+    table = markup.table(columns, rows, "Every class; brackets are intervals.")
+    if merged := context.get("merged"):
+        names = [name for name in ("accuracy", "recall_macro", "macro_f1", "mcc") if name in merged["metrics"]]
+        row = {"classes": ", ".join(merged["classes"])} | {name: merged["metrics"][name] for name in names}
+        head = {"classes": "counted as one"} | {name: metric_name(name) for name in names}
+        table += markup.table(head, [row], "With classes that are hard to tell apart counted as one.")
+    return table
 
 
 def _folds(context: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ _AXIS_NAMES = {
     "ece": "ECE",
     "log_loss": "log loss (nats)",
     "precision_macro": "macro precision",
-    "recall_macro": "macro recall",
+    "recall_macro": "macro recall (balanced accuracy)",
     "exact_match": "exact match",
 }
 _MANY = 6  # from this number of trials on, curves are thin and grey and only the best one is coloured

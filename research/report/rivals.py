@@ -23,9 +23,8 @@ def predict(members: Sequence, scored: score.Scored, seed: int, stop: StopSignal
       stop: checked between folds.
     """
     by_name = collections.defaultdict(list)
-    colours = _Features(members[0], baselines.histogram_features)
-    pixels = _Features(members[0], baselines.pixel_features)
     k, multi_label = len(scored.class_names), scored.multi_label
+    learners = _of_genes(members[0], k) if members[0].dataset.genes else _of_images(members[0], k, multi_label)
     for number, trial in enumerate(members):
         stop.check()
         dataset = trial.dataset
@@ -34,16 +33,9 @@ def predict(members: Sequence, scored: score.Scored, seed: int, stop: StopSignal
         train, fitted = trial.train_indices, dataset.indices("calibration")
         found = baselines.trivial(dataset.labels[train], len(test), k, multi_label, seed)
         fit_on = np.sort(np.random.default_rng(seed).permutation(train)[:_MOST_TRAIN])
-        labels = dataset.labels[fit_on]
-        found.append(
-            baselines.histogram_regression(
-                colours(fit_on), labels, colours(test), k, multi_label, colours(fitted), dataset.labels[fitted]
-            )
-        )
-        if not multi_label:  # with many labels it would be as many regressions
-            found.append(
-                baselines.regression("linear model on pixels", pixels(fit_on), labels, pixels(test), k, multi_label)
-            )
+        for learn in learners:
+            stop.check()
+            found.append(learn(dataset.labels, fit_on, fitted, test))
         for baseline in found:
             by_name[baseline.name].append(baseline)
     return [
@@ -74,8 +66,44 @@ def table(found: Sequence[Baseline], scored: score.Scored, resamples: int, seed:
     return result
 
 
+# Of the labels of all examples, and the indices to fit on, of `calibration` and of `test`.
+_Learner = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Baseline]
+
+
+def _of_images(trial, k: int, multi_label: bool) -> list[_Learner]:
+    """Regressions on colours, and with one label on pixels: with many it would be as many regressions."""
+    colours = _Features(trial, baselines.histogram_features)
+    pixels = _Features(trial, baselines.pixel_features)
+
+    def of_colours(labels, fit_on, fitted, test) -> Baseline:
+        return baselines.histogram_regression(
+            colours(fit_on), labels[fit_on], colours(test), k, multi_label, colours(fitted), labels[fitted]
+        )
+
+    def of_pixels(labels, fit_on, fitted, test) -> Baseline:
+        return baselines.regression(
+            "linear model on pixels", pixels(fit_on), labels[fit_on], pixels(test), k, multi_label
+        )
+
+    return [of_colours] if multi_label else [of_colours, of_pixels]
+
+
+def _of_genes(trial, k: int) -> list[_Learner]:
+    """The linear models that every classifier of expression is measured by."""
+    genes = _Features(trial, lambda images: images[:, 0, :, 0])
+
+    def logistic(labels, fit_on, fitted, test) -> Baseline:
+        name = "logistic regression on genes"
+        return baselines.regression(name, genes(fit_on), labels[fit_on], genes(test), k, False)
+
+    def support_vectors(labels, fit_on, fitted, test) -> Baseline:
+        return baselines.linear_svm("linear SVM on genes", genes(fit_on), labels[fit_on], genes(test), k)
+
+    return [logistic, support_vectors]
+
+
 class _Features:
-    """`compute(images)` of images at the size that the network sees, each computed once."""
+    """`compute(images)` of images as the network's loader gives them, each computed once."""
 
     def __init__(self, trial, compute: Callable[[np.ndarray], np.ndarray]) -> None:
         self.trial, self.compute = trial, compute

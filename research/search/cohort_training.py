@@ -161,7 +161,7 @@ class CohortTraining:
 
     def runner_of(self, plan: Plan):
         """What carries a plan out; cohorts with equal programs share it."""
-        key = (self.cohort.signature, str(self.trial.statistics), plan)
+        key = (self.cohort.signature, str(self.trial.statistics), self.trial.picture, plan)
         if key not in self.runners:
             self.runners[key] = plans.build_runner(plan, self.cohort, self.phase, self.layers, self.stop)
         return self.runners[key]

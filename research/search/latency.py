@@ -1,10 +1,10 @@
 """How long does a trained model take for one image, and how much memory?
 
-Measured is the whole program from a stored image in memory (uint8 `[1, H, W, C]`) to its logits there, normalisation
-included, one image at a time on one thread: in ONNX Runtime where `onnxruntime` and `onnx` are installed (extra
-`latency`), otherwise, or for a model with an operation that the export below does not know, in XLA. For the smallest
-models XLA mostly measures its own dispatch (0.2 ms against 0.03 ms), so that figures of the two are not comparable; the
-result says which it was.
+Measured is the whole program from a raw image in memory (`[1, H, W, C]`, mostly uint8) to its logits,
+normalisation included, one image at a time on one thread: in ONNX Runtime where `onnxruntime` and `onnx` are installed
+(extra `latency`), otherwise, or for a model with an operation that the export below does not know, in XLA. For the
+smallest models XLA mostly measures its own dispatch (0.2 ms against 0.03 ms), so that figures of the two are not
+comparable; the result says which it was.
 
 A child process on one core measures, so that neither the threads nor the memory of a running search have a part in it;
 what other processes leave of that core shows in the 95th percentile first.
@@ -117,7 +117,7 @@ def measure(
 
 
 def inference(trial: build.Trial) -> Callable[[Mapping[str, Any], jax.Array], jax.Array]:
-    """The measured function: (variables as for `measure`, uint8 `[1, H, W, C]`) to float32 logits `[1, K]`."""
+    """The measured function: (variables as for `measure`, a raw image `[1, H, W, C]`) to float32 logits `[1, K]`."""
     if trial.config.model.dtype == "auto":
         config = ConfigDict(trial.config.to_dict())
         config.model.dtype = "float32"
@@ -129,7 +129,7 @@ def inference(trial: build.Trial) -> Callable[[Mapping[str, Any], jax.Array], ja
 def _write_job(stem: pathlib.Path, trial: build.Trial, variables: Mapping[str, Any]) -> dict[str, Any]:
     """The files of one model: its program for XLA, its variables, and its ONNX graph if it has one."""
     function = inference(trial)
-    image = jax.ShapeDtypeStruct((1, *(trial.config.image_size,) * 2, trial.channels), jnp.uint8)
+    image = trial.raw
     variables = {kind: {k: np.asarray(v) for k, v in flat.items()} for kind, flat in variables.items()}
     with lowering_for("cpu"):
         exported = jax.export.export(jax.jit(lambda *arguments: function(*arguments)), platforms=("cpu",))(
@@ -147,7 +147,8 @@ def _write_job(stem: pathlib.Path, trial: build.Trial, variables: Mapping[str, A
             stem.with_suffix(".onnx").write_bytes(graph)
         except Unsupported as error:
             refusal = str(error)
-    return {"shape": image.shape, "kinds": sorted(variables), "refusal": refusal}
+    described = {"shape": image.shape, "dtype": str(image.dtype)}
+    return described | {"kinds": sorted(variables), "refusal": refusal}
 
 
 # The child process
@@ -165,7 +166,7 @@ def _measure_here(folder: pathlib.Path) -> None:
 
 
 def _measure_one(stem: pathlib.Path, model: dict[str, Any], runs: int, warm_up: int) -> Measured:
-    image = np.random.default_rng(0).integers(0, 256, model["shape"], np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, model["shape"]).astype(model["dtype"])
     variables = {kind: {} for kind in model["kinds"]}
     with np.load(stem.with_suffix(".npz")) as stored:
         for name in stored.files:

@@ -1,7 +1,9 @@
 """From a trial's config to the objects of its training: data view, phases, model, loss, step parts."""
 
 import dataclasses
+import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +21,7 @@ from research.models import registry as models
 from research.training import freezing, optimizers, schedules, sharding
 from research.training import task as tasks
 from research.training.phases import Phase, phases
+from research.training.pictures import Picture
 from research.training.start_weights import Start, preprocessing
 from research.training.steps import StepParts
 
@@ -37,6 +40,7 @@ class Trial:
       statistics: {"mean": [C], "std": [C]} of the training images in 0..1, for `normalize = dataset`; else None.
       images: uint8 `[N, H, W, C]`, the decoded data set on the device, or None.
       start: the pretrained weights that it starts from, or None.
+      picture: how vectors of expression are drawn, or None for a data set of images.
       data_seed: of the order of the examples and their augmentation, which the trials of a search share.
       stage: "search", or what comes after it: "confirm" (again with another seed), "extend" (trained on).
     """
@@ -50,13 +54,18 @@ class Trial:
     statistics: dict | None
     images: jax.Array | None = None
     start: Start | None = None
+    picture: Picture | None = None
     data_seed: int | jax.Array = 0
     stage: str = "search"
 
     @property
     def train_indices(self) -> np.ndarray:
         """Dataset indices of the training examples, [n]."""
-        indices = self.dataset.indices("train")
+        indices, shots = self.dataset.indices("train"), self.config.data.shots
+        if shots:
+            drawn = np.random.default_rng([self.config.seed, shots]).permutation(indices)
+            labels = self.dataset.labels[drawn]
+            indices = np.sort(np.concatenate([drawn[labels == kind][:shots] for kind in np.unique(labels)]))
         limit = self.config.data.limit
         return indices[:limit] if limit else indices
 
@@ -72,8 +81,15 @@ class Trial:
 
     @property
     def channels(self) -> int:
-        """Channels of a decoded image."""
+        """Channels of an image that the network sees."""
         return self.config.data.channels or self.dataset.channels
+
+    @property
+    def raw(self) -> jax.ShapeDtypeStruct:
+        """Shape and type of one raw image `[1, H, W, C]`, as the loader gives it."""
+        size = self.config.image_size
+        shape = (1, 1, len(self.dataset.genes), 1) if self.dataset.genes else (1, size, size, self.channels)
+        return jax.ShapeDtypeStruct(shape, self.dataset.dtype)
 
     @property
     def threads(self) -> int:
@@ -129,6 +145,19 @@ def build_loss(trial: Trial):
 
 
 def build_normalize(trial: Trial):
+    """Raw images `[B, H, W, C]`, of 0..255 or vectors that are drawn first, to what the network takes."""
+    normalize, draw = build_pixels(trial), build_drawing(trial)
+    return normalize if draw is None else lambda raw: normalize(draw(raw))
+
+
+def build_drawing(trial: Trial) -> Callable[[jax.Array], jax.Array] | None:
+    """Raw vectors `[B, 1, G, 1]` to pictures float32 `[B, S, S, C]` in 0..255; None for a data set of images."""
+    if trial.picture is None:
+        return None
+    return functools.partial(trial.picture.draw, size=trial.config.image_size, channels=trial.channels)
+
+
+def build_pixels(trial: Trial):
     """Images `[B, H, W, C]` in 0..255 to what the network takes."""
     chosen = preprocessing(trial.config.data, trial.start)
     if chosen["kind"] == "dataset":

@@ -1,6 +1,7 @@
 """Are groups never cut, labels evenly spread, test never contaminated, and is only the seed what decides?"""
 
 import collections
+import random
 
 import numpy as np
 import pytest
@@ -195,3 +196,20 @@ def test_study_split_is_scikit_learns_and_says_leaky():
         splits.study_split("folder", roles)
     with pytest.raises(UserError, match="too few"):
         splits.study_split("hpa", ["train"] * 3)
+
+
+def test_study_split_of_cancer_genes_is_split_folders():
+    labels = np.array([2] * 41 + [0] * 13 + [-1] * 3 + [1] * 27)
+    roles = ["train"] * 54 + ["unlabelled"] * 3 + ["test"] * 27
+    found = np.array(splits.study_split("cancer_genes", roles, labels).roles)
+    for label, count in ((0, 13), (1, 27), (2, 41)):
+        # What split-folders' `ratio(seed=10, ratio=(.8, .1, .1))` does with the sorted files of a folder.
+        files = np.flatnonzero(labels == label).tolist()
+        random.seed(10)
+        random.shuffle(files)
+        train, validation = int(0.8 * count), int(0.8 * count) + int(0.1 * count)
+        assert set(found[files[:train]]) == {"train"} and set(found[files[train:validation]]) <= {"validation"}
+        assert set(found[files[validation:]]) == {"test"}
+    assert set(found[54:57]) == {"unlabelled"}
+    with pytest.raises(UserError, match="cancer_genes"):
+        splits.study_split("folder", ["train"] * 9)

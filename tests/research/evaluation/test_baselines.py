@@ -113,3 +113,23 @@ def test_mistakes_are_refused():
         baselines.majority(np.array([0, -1]), 3, 2, False)
     with pytest.raises(UserError, match="no examples"):
         baselines.histogram_regression(np.zeros((0, 4)), np.zeros(0, int), np.zeros((1, 4)), 2, False)
+
+
+def test_linear_svm_equals_scikit_learns_pipeline():
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import LinearSVC
+
+    rng = np.random.default_rng(0)
+    labels = rng.choice([0, 2, 3], 61)  # class 1 is missing from the training examples
+    features = rng.normal(size=(61, 23)) + labels[:, None] * rng.normal(size=23)
+    features[:, 5] = 7.0
+    other = rng.normal(size=(17, 23))
+    found = baselines.linear_svm("svm", features, labels, other, 4)
+    reference = make_pipeline(StandardScaler(), LinearSVC(C=0.01, random_state=0)).fit(features, labels)
+    np.testing.assert_array_equal(found.predicted, reference.predict(other))
+    np.testing.assert_allclose(found.scores.sum(1), 1)
+    assert not found.scores[:, 1].any()
+    two = baselines.linear_svm("svm", features, np.minimum(labels, 1), other, 2)
+    assert set(two.predicted) <= {0, 1}
+    assert (baselines.linear_svm("svm", features, np.full(61, 3), other, 4).predicted == 3).all()

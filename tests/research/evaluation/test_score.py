@@ -63,3 +63,19 @@ def test_most_confident_mistakes_come_first(tmp_path):
     assert found == sorted(found, reverse=True) and len(rows) == 8
     for row in rows:
         assert row["true"] != row["predicted"]
+
+
+def test_merged_classes_equal_scikit_learn_on_joined_labels(tmp_path):
+    (tmp_path / "predictions").mkdir()
+    logits, labels = write(tmp_path, "t", "test", 57, False, 3)
+    settings = common.default().evaluation
+    scored = score.score(tmp_path, ["t"], False, settings)
+    together = score.merged(scored, [("c", "a"), ("b", "zebra")])
+    assert together.class_names == ("a+c", "b")
+    shares = probabilities(logits, False)
+    np.testing.assert_allclose(together.scores, np.stack([shares[:, 0] + shares[:, 2], shares[:, 1]], 1))
+    want = f1_score(labels == 1, together.scores.argmax(1) == 1)
+    got = score.per_class(together, 20)[1]["f1"]
+    assert got == pytest.approx(want)
+    assert score.estimates(together, 20)["recall_macro"]["value"] > 0
+    assert score.merged(scored, [("b", "zebra")]) is None and score.merged(scored, []) is None
