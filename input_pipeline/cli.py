@@ -65,7 +65,7 @@ def progress(items: Iterable[T], total: int, label: str, every: float = 10.0) ->
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        yield from tqdm(items, total=total, desc=label, unit=" images", dynamic_ncols=True)
+        yield from tqdm(items, total=total, desc=label, unit="", dynamic_ncols=True)
         return
     start = shown = time.monotonic()
     for count, item in enumerate(items, 1):

@@ -122,7 +122,7 @@ class DecodedCache:
                 source = grain.MapDataset.source(blocks).map(self._decode_block)
                 done = source.to_iter_dataset(_read_options(self._threads, 2 * self._threads))
                 counts = (1 for count in done for _ in range(count))
-                for _ in progress(counts, len(missing), "decoding images into memory"):
+                for _ in progress(counts, len(missing), f"decoding {self._decoder.dataset.unit}s into memory"):
                     pass
                 self._filled[missing] = True
         return self

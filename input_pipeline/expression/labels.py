@@ -179,8 +179,7 @@ def read(source: RawSource, peek: Peek) -> Labels:
     else:
         columns = columns_of(peek, kind)
         plain = [csv_rows.plain(cell) for cell in peek.header]
-        found = csv_rows.read_rows(unpacked, peek.name, [plain[index] for index in columns])
-        rows = [(row.line, row.cells) for row in found]
+        rows = _text_rows(unpacked, peek, [plain[index] for index in columns])
         labels = {cells[plain[columns[1]]] for _, cells in rows}
         if kind == "table" and _has_no_header(peek, columns, labels):
             rows.insert(0, (1, dict(zip(plain, peek.header, strict=True))))
@@ -191,6 +190,26 @@ def read(source: RawSource, peek: Peek) -> Labels:
     exact, shorter = _index(peek.name, rows, columns)
     notes |= {"ids": len(exact), "columns": list(columns)}
     return Labels(peek.name, kind, exact, shorter, notes)
+
+
+def _text_rows(unpacked: _Unpacked, peek: Peek, wanted: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Line and cells, by plain name of the column, of each line of a CSV or TSV that is not blank.
+
+    In a TSV whose every line has as many tabs as the header, a quote is a character like any other: the comments in the
+    merged sample annotations have some without a partner.
+    """
+    if peek.delimiter == "\t":
+        try:
+            lines = unpacked.read(peek.name).decode("utf-8-sig").split("\n")
+        except Unreadable as error:
+            raise UserError(f"{peek.name} in {unpacked.path}: {error}; download it again.") from error
+        cells = [(number, line.rstrip("\r").split("\t")) for number, line in enumerate(lines, 1) if line.strip()]
+        header = [csv_rows.plain(cell.strip().strip('"')) for cell in cells[0][1]]
+        if len(cells) > 1 and all(len(line) == len(header) for _, line in cells) and len(set(header)) == len(header):
+            named = ((n, (cell.strip().strip('"') for cell in line)) for n, line in cells[1:])
+            return [(number, dict(zip(header, line, strict=True))) for number, line in named]
+    found = csv_rows.read_rows(unpacked, peek.name, wanted)
+    return [(row.line, row.cells) for row in found]
 
 
 def columns_of(peek: Peek, kind: str) -> tuple[int, int]:

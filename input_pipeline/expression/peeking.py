@@ -90,7 +90,10 @@ def peek_text(source: RawSource, name: str) -> Peek | None:
 
 def _cells(name: str, number: int, line: bytes, delimiter: str) -> tuple[str, ...]:
     place = f"{name}, line {number}"
-    cells = split_cells(line, delimiter, place)
+    try:
+        cells = split_cells(line, delimiter, place)
+    except UserError:  # whoever reads the file decides whether a quote without a partner is a mistake
+        cells = line.split(delimiter.encode())
     if number == 1:  # names of columns are used as they are; the other lines are only looked at
         return tuple(decode(cell, place) for cell in cells)
     return tuple(cell.decode("utf-8", "replace").strip() for cell in cells)

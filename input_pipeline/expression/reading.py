@@ -49,7 +49,7 @@ def read(source: RawSource, options: Mapping[str, str], scratch: pathlib.Path) -
         UserError: one sentence that names the file, the line and the column of what is wrong, and the remedy.
     """
     settings = parse(options)
-    problems: list[tuple[str, str]] = [*source.problems]
+    problems: list[tuple[str, str]] = []
     layout, found = _recognise(source, settings, problems, scratch)
     wanted = None if settings.genes is None else genes.read_list(source, settings.genes)
     symbols = genes.read_symbols(source, layout.symbols) if layout.symbols else {}

@@ -79,8 +79,6 @@ def scan(source: RawSource, options: Mapping[str, str], scratch: pathlib.Path) -
         UserError: an option or the data cannot be used, or no sample has a label.
     """
     found = reading.read(source, options, scratch)
-    # What could not be opened is among the reader's problems, and the report lists it for every study already.
-    found.problems[:] = [problem for problem in found.problems if problem not in source.problems]
     manifest = manifest_of(found, _tables(source))
     if not manifest.class_names:
         raise UserError(

@@ -7,7 +7,8 @@ point. Genes that share a pixel are averaged.
 
 Embeddings: `tsne` with the cosine distance between genes, as in the authors' program pyDeepInsight, after a reduction
 to 50 dimensions when there are more examples than that (van der Maaten and Hinton 2008, section 4.2; without centring,
-which keeps the cosines); `pca`; and `umap`, also with the cosine distance, if umap-learn is installed.
+which keeps the cosines); `pca`; and `umap`, also with the cosine distance, if umap-learn is installed. Of 10,404 genes
+t-SNE takes two minutes on two cores, PCA two seconds.
 
 Up to its version 0.2.3 pyDeepInsight turns the hull by the angle of an edge instead of back by it, and leaves out the
 edge that closes the hull, so that its rectangle is as a rule not the smallest; here it is. Hull and pixels are

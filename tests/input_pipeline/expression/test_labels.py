@@ -4,18 +4,12 @@ import gzip
 
 import pytest
 
-from input_pipeline import raw
 from input_pipeline.cli import UserError
-from input_pipeline.expression import barcodes, labels, tables, workbook
+from input_pipeline.expression import barcodes, workbook
 from tests.input_pipeline.expression import layouts
 from tests.input_pipeline.expression.layouts import ALIQUOTS, COLUMNS, PATIENTS, read
 
-
-def found_in(root, name):
-    """The labels of a file."""
-    source = raw.open_source(root)
-    peeks = tables.survey(source, [])
-    return labels.read(source, labels.choose(peeks, name))
+REFUSED = {"TCGA-AG-3574"}
 
 
 def test_the_parts_of_a_barcode():
@@ -91,14 +85,14 @@ def test_shorter_ids_than_those_of_the_labels(tmp_path):
 
 
 def test_merged_sample_annotations(root):
-    header = "patient_barcode\taliquot_barcode\tcancer type\tplatform\tDo_not_use\n"
+    header = "patient_barcode\taliquot_barcode\tcancer type\tplatform\tsample_annotation\tDo_not_use\n"
     other = "TCGA-3C-AALI-01A-12D-A41E-01"  # the table's own aliquot of this patient is not in the file
     lines = [(name if name[:12] != other[:12] else other, name[:12]) for name in ALIQUOTS]
     (root / "merged_sample_quality_annotations.tsv").write_text(
         header
         + "".join(
-            f"{patient}\t{name}\t{PATIENTS[patient]}\tIlluminaHiSeq_RNASeqV2\t{patient == 'TCGA-AG-3574'}\n"
-            for name, patient in lines
+            f'{patient}\t{name}\t{PATIENTS[patient]}\tIlluminaHiSeq_RNASeqV2\t"said {number}\t{patient in REFUSED}\n'
+            for number, (name, patient) in enumerate(lines)
         ),
         encoding="cp1252",
     )

@@ -62,6 +62,17 @@ def test_programmes_stay_together_whatever_the_signs(block, monkeypatch):
     np.testing.assert_array_equal(order, correlation.order(values))
 
 
+def test_the_second_eigenvector_is_numpy_s():
+    values, programme = programmes(30, 2, seed=5)
+    units = correlation._unit_vectors(values).astype(np.float64)
+    affinity = np.square(units @ units.T)
+    root = np.sqrt(affinity.sum(1))
+    expected = np.linalg.eigh(affinity / np.outer(root, root))[1][:, -2] / root
+    found = correlation._second_eigenvector(units)
+    assert abs(np.corrcoef(found, expected)[0, 1]) > 0.9999
+    assert len(set(programme[np.argsort(found)[:15]])) == 1  # it parts the programmes
+
+
 def test_halving_many_examples_works_on_reduced_genes(monkeypatch):
     monkeypatch.setattr(correlation, "BLOCK", 40)
     values, programme = programmes(203, 5, seed=1, samples=90)

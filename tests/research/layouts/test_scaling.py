@@ -31,6 +31,10 @@ def test_z_scores_are_scikit_learn_s_and_constant_genes_are_0():
     assert not np.any(scaled[:, 6])
 
 
+def test_a_constant_gene_is_known_although_its_mean_is_rounded():
+    assert not fit_scale("gene", np.full((301, 2), 0.1)).factor.any()
+
+
 def test_minima_and_maxima_of_genes_are_scikit_learn_s():
     train, other = tables()
     expected = MinMaxScaler(clip=True).fit(train[:, :6]).transform(other[:, :6])
