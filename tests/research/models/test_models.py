@@ -29,10 +29,12 @@ PARAMETERS = {
     "efficientnet_b5": (30_389_784, 30_562_520),
     "efficientnet_b6": (43_040_704, 43_265_136),
     "efficientnet_b7": (66_347_960, 66_658_680),
+    "cnn1d": (1_585_960, 1_585_960),
     "grid_cnn": (1_494_370, 1_496_910),
     "inception_resnet_v2": (55_813_192, 55_873_736),
     "inception_v3": (23_834_568, 23_869_000),
     "merged": (2_073_416, 2_076_296),
+    "mlp": (77_266_792, 77_268_072),
     "resnet101": (44_549_160, 44_654_504),
     "resnet152": (60_192_808, 60_344_232),
     "resnet18": (11_689_512, 11_699_112),
@@ -51,10 +53,12 @@ FAMILIES = {
     "cnn2": (47, 66),
     "densenet121": (33, 47),
     "efficientnet_b0": (33, 47),
+    "cnn1d": (33, 47),
     "grid_cnn": (207, 210),
     "inception_resnet_v2": (75, 98),
     "inception_v3": (75, 98),
     "merged": (33, 50),
+    "mlp": (33, 47),
     "resnet18": (33, 47),
     "simple_cnn": (33, 50),
     "vgg16": (33, 47),
@@ -144,10 +148,10 @@ def test_any_channels_and_odd_sizes_keep_the_output_contract(name):
     assert output.features.dtype == jnp.float32
     maps = output.feature_maps.values()
     assert all(value.dtype == jnp.bfloat16 and value.shape[0] == 2 for value in maps)
-    assert len({value.shape[1:3] for value in maps}) > 3 or name == "merged"  # whose members give one map each
+    assert len({value.shape[1:3] for value in maps}) > 3 or name in ("merged", "mlp", "cnn1d")  # members give one map each, vectors have none
     smallest = min(value.shape[1] for value in maps)
     pooled = {value.shape[-1] for value in maps if value.shape[1] == smallest}
-    dense_layers = name.startswith("vgg") or name == "grid_cnn"  # behind the last map
+    dense_layers = name.startswith("vgg") or name in ("grid_cnn", "cnn1d")  # behind the last map
     assert output.features.shape[-1] in pooled or dense_layers
 
 
