@@ -15,7 +15,8 @@ CONFIG = "configs/cancer_genes.py:smoke"
 def genes(workdir, *arguments):
     """Runs `python -m research.genes`."""
     command = [sys.executable, "-m", "research.genes", f"--workdir={workdir}", *arguments]
-    return subprocess.run(command, cwd=running.ROOT, env=running.ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    settings = {"cwd": running.ROOT, "env": running.ENVIRONMENT, "capture_output": True, "text": True}
+    return subprocess.run(command, timeout=600, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -148,7 +148,8 @@ def test_any_channels_and_odd_sizes_keep_the_output_contract(name):
     assert output.features.dtype == jnp.float32
     maps = output.feature_maps.values()
     assert all(value.dtype == jnp.bfloat16 and value.shape[0] == 2 for value in maps)
-    assert len({value.shape[1:3] for value in maps}) > 3 or name in ("merged", "mlp", "cnn1d")  # one map for each member, or none
+    # `merged` gives one map for each member, and vectors have none.
+    assert len({value.shape[1:3] for value in maps}) > 3 or name in ("merged", "mlp", "cnn1d")
     smallest = min(value.shape[1] for value in maps)
     pooled = {value.shape[-1] for value in maps if value.shape[1] == smallest}
     dense_layers = name.startswith("vgg") or name in ("grid_cnn", "cnn1d")  # behind the last map
