@@ -69,8 +69,14 @@ def _correlation(request: Request) -> tuple[np.ndarray, str]:
 
 def _deepinsight(method: str) -> Builder:
     def build(request: Request) -> tuple[np.ndarray, str]:
-        points = deepinsight.embed(request.values, method, request.seed)
-        return deepinsight.rasterise(points, request.side), f"{method}, seed {request.seed}"
+        # A gene without variation is like no other gene: its point would lie far away and squeeze all others.
+        varying = request.values.max(axis=0) > request.values.min(axis=0)
+        points = deepinsight.embed(request.values[:, varying], method, request.seed)
+        pixel = np.full(len(varying), -1, np.int32)
+        pixel[varying] = deepinsight.rasterise(points, request.side)
+        left = int((~varying).sum())
+        note = f"; {left} genes without variation in training are left out" if left else ""
+        return pixel, f"{method}, seed {request.seed}{note}"
 
     return build
 

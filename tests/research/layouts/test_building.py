@@ -133,10 +133,20 @@ def test_missing_and_binary_positions_are_named(tmp_path):
         ({"name": "correlation", "train_values": np.full((3, 7), np.nan)}, "not finite"),
         ({"name": "deepinsight", "train_values": np.zeros((0, 7))}, "no samples"),
         ({"name": "deepinsight", "train_values": np.zeros((1, 7))}, "2 training examples"),
-        ({"name": "deepinsight_pca", "train_values": np.zeros((4, 7))}, "lie on a line"),
+        ({"name": "deepinsight_pca", "train_values": np.zeros((4, 7))}, "4 genes that vary"),
     ],
 )
 def test_nonsense_is_refused(arguments, message):
     given = {"name": "random", "genes": GENES, "train_values": values(7)} | arguments
     with pytest.raises(UserError, match=message):
         build(**given)
+
+
+def test_deepinsight_leaves_genes_without_variation_out():
+    values = np.random.default_rng(0).normal(size=(20, 9)).astype(np.float32)
+    with_constants = np.insert(values, [2, 5], 7.0, axis=1)
+    names = tuple(f"gene{i}" for i in range(11))
+    found = building.build("deepinsight_pca", names, with_constants, side=6)
+    alone = building.build("deepinsight_pca", [names[i] for i in range(11) if i not in (2, 6)], values, side=6)
+    assert found.pixel[[2, 6]].tolist() == [-1, -1] and "2 genes without variation" in found.notes
+    np.testing.assert_array_equal(np.delete(found.pixel, [2, 6]), alone.pixel)
