@@ -97,7 +97,10 @@ def _of_genes(trial, k: int) -> list[_Learner]:
         return baselines.regression(name, genes(fit_on), labels[fit_on], genes(test), k, False)
 
     def support_vectors(labels, fit_on, fitted, test) -> Baseline:
-        return baselines.linear_svm("linear SVM on genes", genes(fit_on), labels[fit_on], genes(test), k)
+        name = "linear SVM on genes"
+        return baselines.linear_svm(
+            name, genes(fit_on), labels[fit_on], genes(test), k, genes(fitted), labels[fitted]
+        )
 
     return [logistic, support_vectors]
 

@@ -126,10 +126,20 @@ def test_linear_svm_equals_scikit_learns_pipeline():
     features[:, 5] = 7.0
     other = rng.normal(size=(17, 23))
     found = baselines.linear_svm("svm", features, labels, other, 4)
-    reference = make_pipeline(StandardScaler(), LinearSVC(C=0.01, random_state=0)).fit(features, labels)
+    reference = make_pipeline(StandardScaler(), LinearSVC(random_state=0)).fit(features, labels)
     np.testing.assert_array_equal(found.predicted, reference.predict(other))
     np.testing.assert_allclose(found.scores.sum(1), 1)
     assert not found.scores[:, 1].any()
+    # With calibration examples the strength that is best there, the smallest of equal ones.
+    held_labels = rng.choice([0, 2, 3], 40)
+    held = rng.normal(size=(40, 23)) + held_labels[:, None] * 0.3
+    models = [
+        make_pipeline(StandardScaler(), LinearSVC(C=strength, random_state=0)).fit(features, labels)
+        for strength in baselines.STRENGTHS
+    ]
+    best = max(models, key=lambda model: model.score(held, held_labels))
+    chosen = baselines.linear_svm("svm", features, labels, other, 4, held, held_labels)
+    np.testing.assert_array_equal(chosen.predicted, best.predict(other))
     two = baselines.linear_svm("svm", features, np.minimum(labels, 1), other, 2)
     assert set(two.predicted) <= {0, 1}
     assert (baselines.linear_svm("svm", features, np.full(61, 3), other, 4).predicted == 3).all()
