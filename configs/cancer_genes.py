@@ -155,8 +155,8 @@ def _few(config: ConfigDict) -> None:
     config.steps = 200
     config.evaluate_every = config.checkpoint_every = "20 steps"
     config.search.trials = tuple(
-        {"name": f"{shots} of each, {start}", "data.shots": shots} | weights
-        for shots in (1, 5, 20)
+        {"name": f"{shots} of each, {start}", "data.shots": shots, "batch_size": batch_size} | weights
+        for shots, batch_size in ((1, 2), (5, 8), (20, 32))  # two new types are enough for such batches
         for start, weights in (("trained before", {}), ("from scratch", {"model.weights": ""}))
     )
     config.search.repeats = 3

@@ -14,7 +14,6 @@ from input_pipeline.cli import UserError
 from research.evaluation.metrics import check_labels
 from research.evaluation.thresholds import decide, fixed, per_class_f1
 
-
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """What `linear_svm` chooses its C from."""
 

@@ -44,8 +44,8 @@ def embed(values: np.ndarray, method: str, seed: int) -> np.ndarray:
         raise UserError(f"the method {method!r} is unknown; choose of {', '.join(METHODS)}.")
     if values.shape[1] < 4 or values.shape[0] < 2:
         raise UserError(
-            f"DeepInsight needs at least 4 genes that vary and 2 training examples, not {values.shape[1]} and {values.shape[0]}; "
-            "choose another layout."
+            f"DeepInsight needs at least 4 genes that vary and 2 training examples, not {values.shape[1]} and "
+            f"{values.shape[0]}; choose another layout."
         )
     points = _unit_range(np.asarray(values, np.float32)).T
     if method == "pca":
