@@ -11,12 +11,19 @@ only, roles by patient, and values that are neither cut at 1 nor rounded to 8 bi
 the study did). RAW holds the PanCanAtlas table and the clinical labels, or another form that input_pipeline knows; the
 data set holds the vectors, so one serves all layouts. Without ImageNet weights nothing is frozen.
 
-Rivals in every report: logistic regression and linear SVM on the genes.
+Rivals in every report: logistic regression and linear SVM on the genes. Measured with `cpu` on two busy cores, test:
+four real types (871 samples, 1,577 genes, prepared from one table for each cohort; 10 minutes): balanced accuracy 0.972
+[0.938, 0.997] alphabetical, 0.989 [0.973, 1.000] correlation, 1.000 MLP and both rivals. Simulated (`cpu,chromosome`
+without data; 9 minutes): accuracy 0.633 [0.545, 0.717] alphabetical, 0.704 random, 0.663 chromosome, 0.909 [0.848,
+0.960] correlation, 0.899 DeepInsight, 0.741 by PCA, 0.872 MLP, 0.808 1-D CNN, 0.929 logistic regression: neighbours
+that vary together are what a small CNN needs. Of the first 20 genes by integrated gradients 98 % are planted ones (81 %
+of the alphabetical CNN, 2.5 % by chance), of an F-test 100 %.
 
 Presets, to be combined by commas:
   study       the original preprocessing: values below 1 become 0, 8 bits, 102 x 102 with zero padding (its table of
               10,362 genes gives its pictures; prepare with --set samples=all), and its random split, which is leaky
   layouts     ResNet50 with each layout: alphabetical, random, correlation, DeepInsight (t-SNE and PCA)
+  crossed     the four backbones with each layout, twenty networks
   finetuning  ResNet50: head alone, the study's layers, all layers, and all from scratch
   cpu         small networks for a CPU: a CNN with each layout, an MLP and a 1-D CNN, three seeds each
   one         the first of the list alone, with one seed
@@ -93,6 +100,10 @@ def _layouts(config: ConfigDict) -> None:
     config.search.trials = tuple(
         _trial("resnet50") | {"name": layout, "data.layout.name": layout} for layout in LAYOUTS
     )
+
+
+def _crossed(config: ConfigDict) -> None:
+    config.search.grid = (("data.layout.name", LAYOUTS),)
 
 
 def _finetuning(config: ConfigDict) -> None:
@@ -182,6 +193,7 @@ def _smoke(config: ConfigDict) -> None:
 PRESETS: dict[str, common.Preset] = {
     "chromosome": _chromosome,
     "cpu": _cpu,
+    "crossed": _crossed,
     "few": _few,
     "finetuning": _finetuning,
     "layouts": _layouts,
