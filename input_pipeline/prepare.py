@@ -5,8 +5,9 @@
 
 RAW is a folder or a .zip and is only read. DIR appears when it is complete, with TFRecord shards, an index, TFDS
 metadata, `splits.json` and `ingest_report.json`; the same input gives the same bytes, whatever the number of workers.
-Studies: hpa, blood_cells, pneumonia, lung_masks, folder (class folders), table (a CSV with paths and labels); their
-options are described in input_pipeline/studies/. With the boxes that research.segment found, images are cropped.
+Studies: hpa, blood_cells, pneumonia, lung_masks, captions (photos with captions, or the captions alone with
+--captions_only), folder (class folders), table (a CSV with paths and labels); their options are described in
+input_pipeline/studies/. With the boxes that research.segment found, images are cropped.
 The study cancer_genes has vectors of gene expression instead of images (input_pipeline/expression/).
 """
 
@@ -24,7 +25,7 @@ import numpy as np
 
 from input_pipeline import boxes as boxes_of
 from input_pipeline import duplicates, ingest_report, raw, splits
-from input_pipeline.assemble import Assignment, Kept, Spool, vectors, write_dataset
+from input_pipeline.assemble import Assignment, Kept, Spool, grey_pixels, vectors, write_dataset
 from input_pipeline.building import building, check_target
 from input_pipeline.cli import UserError, atomic_write, progress, run
 from input_pipeline.image_headers import MAX_PIXELS
@@ -253,20 +254,23 @@ def prepare(
     _check_arguments(workers, seed, folds, max_bad, max_pixels)
     fractions = _check_fractions(fractions or {})
     load(study)
+    given = {"boxes": boxes is not None, "max_pixels": max_pixels is not None, "duplicates=near": near_duplicates}
     if study in EXPRESSION:
-        given = {"boxes": boxes is not None, "max_pixels": max_pixels is not None, "duplicates=near": near_duplicates}
         _refuse_flags_of_images(study, given)
     source, out = raw.open_source(source), pathlib.Path(out)
     check_target(out, source.path)
     table = boxes_of.read(boxes) if boxes else None
     with _scanned(study, source, out, dict(options or {})) as (folder, manifest), _Intake(folder, manifest) as intake:
+        if not manifest.has_files:
+            _refuse_flags_of_images(study, given)
         simulated = simulated or any(name.rpartition("/")[2] == MARKER for name in source.names())
         header = _header(study, simulated, seed, manifest, fractions, folds)
         if workers is None:
             workers = 1 if len(manifest.examples) < _FEW else len(os.sched_getaffinity(0))
         crops = table.of(manifest.examples) if table else {}
         reader = Reader(source, manifest.channels, max_pixels or MAX_PIXELS, near_duplicates is not False, crops)
-        read = vectors(manifest) if manifest.genes else ingest(reader, manifest.examples, workers)
+        made = vectors if manifest.genes else grey_pixels
+        read = ingest(reader, manifest.examples, workers) if manifest.has_files else made(manifest)
         intake.read_all(read, max_bad)
         return _write(folder, intake, source, header, workers, table)
 
@@ -346,6 +350,7 @@ def _write(
 def _summary(report: dict, out: str) -> str:
     counts, duplicated = report["counts"], report["duplicates"]
     unit = "samples" if "expression" in report else "images"
+    unit = "records" if report["notes"].get("captions_only") else unit
     roles = ", ".join(f"{role} {entry['files']}" for role, entry in report["roles"].items())
     lines = [
         f"{out}: {counts['stored']} of {counts['read']} {unit} stored ({roles})",

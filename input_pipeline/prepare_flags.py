@@ -35,6 +35,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="options of the study"
     )
     parser.add_argument(
+        "--captions_only", action="append_const", dest="set", const="captions_only=yes",
+        help="short for --set captions_only=yes: the study captions without its image files",
+    )  # fmt: skip
+    parser.add_argument(
         "--fractions", nargs="+", default=[], metavar="ROLE=SHARE",
         help="of the roles to carve (default " + " ".join(f"{role}={share}" for role, share in FRACTIONS.items()) + ")",
     )  # fmt: skip

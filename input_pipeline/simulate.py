@@ -2,8 +2,8 @@
 
     python -m input_pipeline.simulate --study=NAME --out=DIR [--train=N] [--test=N] [--seed=0]
 
-Studies: hpa, pneumonia, lung_masks (both in simulate_lungs.py), cancer_genes (simulate_expression.py; the numbers are
-those of samples, and there is no size).
+Studies: hpa, pneumonia, lung_masks (both in simulate_lungs.py), captions (simulate_captions.py), cancer_genes
+(simulate_expression.py; the numbers are those of samples, and there is no size).
 
 The folder holds what the original download holds, file for file, plus `SIMULATED.txt`, by which
 `input_pipeline.prepare` knows that the images are simulated and says so in the prepared dataset.
@@ -225,6 +225,7 @@ SIMULATIONS = {
     "pneumonia": "input_pipeline.simulate_lungs",
     "lung_masks": "input_pipeline.simulate_lungs",
     "cancer_genes": "input_pipeline.simulate_expression",
+    "captions": "input_pipeline.simulate_captions",
 }
 """The module of each study's simulation, a function of the study's name with the arguments of `hpa`."""
 

@@ -16,6 +16,7 @@ STUDIES = {
     "pneumonia": "input_pipeline.studies.pneumonia",
     "lung_masks": "input_pipeline.studies.lung_masks",
     "cancer_genes": "input_pipeline.studies.cancer_genes",
+    "captions": "input_pipeline.studies.captions",
 }
 
 EXPRESSION = frozenset({"cancer_genes"})

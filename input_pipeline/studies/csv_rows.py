@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from input_pipeline.cli import UserError
 from input_pipeline.raw import RawSource, Unreadable, printable
 
-_DELIMITERS = (",", ";", "\t")
+DELIMITERS = (",", ";", "\t")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,8 @@ def plain(name: str) -> str:
     return name.strip().casefold()
 
 
-def _text(source: RawSource, name: str) -> str:
+def read_text(source: RawSource, name: str) -> str:
+    """The text of a table. Raises `UserError` where it is unreadable, not UTF-8 or holds a NUL character."""
     try:
         data = source.read(name)
     except Unreadable as error:
@@ -51,7 +52,7 @@ def header(source: RawSource, name: str) -> list[str]:
     except Unreadable:
         return []
     line = first.splitlines()[0] if first.strip() else ""
-    delimiter = max(_DELIMITERS, key=line.count)
+    delimiter = max(DELIMITERS, key=line.count)
     return [plain(cell.strip('"')) for cell in line.split(delimiter)]
 
 
@@ -65,7 +66,7 @@ def _columns(cells: Sequence[str], name: str) -> list[str]:
 
 def _delimiter(text: str, name: str, wanted: Sequence[str]) -> str:
     """The delimiter under which the header has the wanted (plain) columns."""
-    for delimiter in _DELIMITERS:
+    for delimiter in DELIMITERS:
         try:
             first = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
         except csv.Error:
@@ -88,7 +89,7 @@ def read_rows(source: RawSource, name: str, wanted: Sequence[str]) -> list[Row]:
         UserError: names the file, the line and the remedy (unreadable, not UTF-8, no header, a column that is missing
             or doubled, a line with another number of cells, broken quoting, no rows).
     """
-    text = _text(source, name)
+    text = read_text(source, name)
     wanted = [plain(column) for column in wanted]
     delimiter = _delimiter(text, name, wanted)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)

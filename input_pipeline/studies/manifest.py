@@ -36,8 +36,8 @@ class RawExample:
 
     Attributes:
         id: unique name, the key of predictions and splits.
-        paths: names in the source; one is an image, several are single-channel files in channel order; none is a row
-            of `Manifest.values`.
+        paths: names in the source; one is an image, several are single-channel files in channel order. Without any, the
+            example is a row of `Manifest.values`, or has one grey pixel for a picture (captions alone).
         labels: ascending indices into the class names; empty when unlabelled (or, multi-label, when no class applies).
         role: "validation", "calibration", "test" or "unlabelled" where the source decides it; "train" when it may
             only train; None when it is in the part that the missing roles are carved from.
@@ -93,7 +93,12 @@ class Manifest:
     @property
     def unit(self) -> str:
         """What an example is called in sentences."""
-        return "sample" if self.genes else "image"
+        return "sample" if self.genes else "image" if self.has_files else "record"
+
+    @property
+    def has_files(self) -> bool:
+        """Whether the examples are files of the download; they are vectors or captions alone otherwise."""
+        return any(example.paths for example in self.examples)
 
 
 def check(manifest: Manifest, source: RawSource) -> None:
