@@ -241,8 +241,7 @@ def prepare(
         simulated: whether the images are simulated; also recognised by a file `SIMULATED.txt` in the source.
         max_bad: share of unusable images above which nothing is written.
         max_pixels: limit of pixels in an image; `MAX_PIXELS` when None.
-        near_duplicates: whether augmented and re-encoded copies are looked for, and not only identical images; None
-            for wherever there are images.
+        near_duplicates: whether augmented and re-encoded copies are looked for as well; None for where there are images.
         boxes: table of the part of each image that is kept, see `input_pipeline.boxes`, or None for whole images.
 
     Returns:
@@ -270,8 +269,7 @@ def prepare(
         crops = table.of(manifest.examples) if table else {}
         reader = Reader(source, manifest.channels, max_pixels or MAX_PIXELS, near_duplicates is not False, crops)
         made = vectors if manifest.genes else grey_pixels
-        read = ingest(reader, manifest.examples, workers) if manifest.has_files else made(manifest)
-        intake.read_all(read, max_bad)
+        intake.read_all(ingest(reader, manifest.examples, workers) if manifest.has_files else made(manifest), max_bad)
         return _write(folder, intake, source, header, workers, table)
 
 
