@@ -241,7 +241,7 @@ def prepare(
         simulated: whether the images are simulated; also recognised by a file `SIMULATED.txt` in the source.
         max_bad: share of unusable images above which nothing is written.
         max_pixels: limit of pixels in an image; `MAX_PIXELS` when None.
-        near_duplicates: whether augmented and re-encoded copies are looked for as well; None for where there are images.
+        near_duplicates: whether augmented and re-encoded copies are looked for as well; None: where there are images.
         boxes: table of the part of each image that is kept, see `input_pipeline.boxes`, or None for whole images.
 
     Returns:
