@@ -24,6 +24,7 @@ import numpy as np
 from input_pipeline import duplicates, images, masks, raw
 from input_pipeline.boxes import Box
 from input_pipeline.cli import UserError
+from input_pipeline.nuclei import CellFinder
 from input_pipeline.studies.manifest import RawExample
 
 CHUNK_IMAGES = 16
@@ -74,12 +75,14 @@ class Reader:
         max_pixels: int,
         near_duplicates: bool,
         boxes: Mapping[str, Box] | None = None,  # by the first file of an example: what is kept of it
+        cell_finder: CellFinder | None = None,  # what is added to every image, or what it is cut to
     ):
         self.source = source
         self.channel_names = tuple(channel_names)
         self.max_pixels = max_pixels
         self.near_duplicates = near_duplicates
         self.boxes = dict(boxes or {})
+        self.cell_finder = cell_finder
 
     def read(self, paths: Sequence[str], mask_paths: Sequence[str] = ()) -> Ingested:
         """Reads one example; a file that cannot be used gives an `Ingested` with an error, never an exception."""
@@ -102,6 +105,8 @@ class Reader:
             if box := self.boxes.get(paths[0]):
                 image = box.admitted(image)
                 segmentation = box.segmentation(segmentation) if segmentation else b""
+            if self.cell_finder:
+                image = self.cell_finder.applied(image)
         except (images.BadImage, raw.Unreadable) as error:
             return Ingested(error=str(error))
         except MemoryError:

@@ -267,7 +267,8 @@ def prepare(
         if workers is None:
             workers = 1 if len(manifest.examples) < _FEW else len(os.sched_getaffinity(0))
         crops = table.of(manifest.examples) if table else {}
-        reader = Reader(source, manifest.channels, max_pixels or MAX_PIXELS, near_duplicates is not False, crops)
+        limits = (max_pixels or MAX_PIXELS, near_duplicates is not False)
+        reader = Reader(source, manifest.channels, *limits, crops, manifest.cell_finder)
         made = vectors if manifest.genes else grey_pixels
         intake.read_all(ingest(reader, manifest.examples, workers) if manifest.has_files else made(manifest), max_bad)
         return _write(folder, intake, source, header, workers, table)

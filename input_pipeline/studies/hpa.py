@@ -14,10 +14,13 @@ No column names a cell line, an antibody or a patient, so groups come from the i
 """
 
 import collections
+import dataclasses
 import posixpath
 import re
 
+from input_pipeline import nuclei
 from input_pipeline.cli import UserError
+from input_pipeline.nuclei import CellFinder
 from input_pipeline.raw import RawSource, printable
 from input_pipeline.studies import csv_rows, hpa_2018
 from input_pipeline.studies.manifest import (
@@ -205,21 +208,37 @@ def _scan_2018(source: RawSource, table: str, channels: tuple[str, ...]) -> Mani
     )
 
 
+def _cell_finder(options: dict[str, str], channels: tuple[str, ...]) -> CellFinder | None:
+    """What the option `mask` or `crop` asks for, with images of these channels."""
+    given = [name for name in ("mask", "crop") if options.get(name, "none") != "none"]
+    if not given:
+        return None
+    name, kind = given[0], options[given[0]]
+    if kind not in nuclei.KINDS or len(given) > 1:
+        raise UserError(f"{name}={kind}: give one of mask and crop, and choose none, {' or '.join(nuclei.KINDS)}.")
+    if not {"blue", "red"} <= set(channels) or len(channels) > 3 + (name == "crop"):
+        raise UserError(f"{name}={kind} needs images of red, green and blue, not of {', '.join(channels)}.")
+    return CellFinder(kind, channels.index("blue"), channels.index("red"), crop=name == "crop")
+
+
 def scan(source: RawSource, options: dict[str, str]) -> Manifest:
     """Lists the images of any of the three forms.
 
     Args:
         source: the download.
         options: `channels`, HPA-2018 only: one, three or four of red, green, blue, yellow in the order in which they
-            become channels of the image (default "red,green,blue").
+            become channels of the image (default "red,green,blue"); `mask`, "nuclei" or "cells": a fourth channel that
+            is full there, or `crop`: only the box around them is kept, see `input_pipeline.nuclei` (default "none").
 
     Raises:
         UserError: no label table, a malformed row, no image with all channels, or an unknown option.
     """
-    check_options("hpa", options, ("channels",))
+    check_options("hpa", options, ("channels", "mask", "crop"))
     table, columns = _label_table(source)
+    channels = hpa_2018.parse_channels(options.get("channels", "red,green,blue"))
+    cell_finder = _cell_finder(options, channels)
     if columns == _HPA_2018:
-        return _scan_2018(source, table, hpa_2018.parse_channels(options.get("channels", "red,green,blue")))
+        return dataclasses.replace(_scan_2018(source, table, channels), cell_finder=cell_finder)
     if "channels" in options:
         raise UserError("the option channels is for the single-channel files of HPA-2018; these images are RGB.")
-    return _scan_course(source, table)
+    return dataclasses.replace(_scan_course(source, table), cell_finder=cell_finder)

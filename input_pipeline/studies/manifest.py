@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 
 from input_pipeline.cli import UserError
+from input_pipeline.nuclei import CellFinder
 from input_pipeline.raw import RawSource, printable
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
@@ -73,6 +74,7 @@ class Manifest:
             every example has one.
         genes: G unique names when the examples are vectors of gene expression, otherwise empty.
         values: their values, `[N, G]` in the order of `examples` and `genes`, read row by row (it may be a memory map).
+        cell_finder: finds nuclei or cells in every image and adds or crops, if that is asked for.
         tables: files that belong to the dataset as they are, by the name that they get in it.
     """
 
@@ -88,6 +90,7 @@ class Manifest:
     segmentation_classes: tuple[str, ...] = ()
     genes: tuple[str, ...] = ()
     values: np.ndarray | None = None
+    cell_finder: CellFinder | None = None
     tables: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
     @property
