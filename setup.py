@@ -47,6 +47,7 @@ setup(
         "hub": ["huggingface_hub>=1.0"],
         "compress": ["qwix"],
         "latency": ["flatbuffers", "onnx", "onnxruntime"],
+        "text": ["tokenizers"],
         "sweep": ["optuna>=5", "psycopg[binary]>=3.2"],
         "test": [
             "pytest",
@@ -61,6 +62,7 @@ setup(
             "psycopg[binary]>=3.2",
             "qwix",
             "safetensors",
+            "tokenizers",
         ],
     },
 )

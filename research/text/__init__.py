@@ -1,0 +1,1 @@
+"""Captions: from text to token ids, and from token ids to features."""
