@@ -201,6 +201,9 @@ def data() -> ConfigDict:
             "normalize": "auto",
             "mean": (0.5,),  # of `fixed`, in units of the full range
             "std": (0.5,),
+            # Captions become token ids for the model `captioned`: letter_bigrams, word_ngrams, words or wordpiece, with
+            # its options (research/text/tokenizers.py); "" = captions are not read
+            "text": {"tokenizer": "", "options": {}},
             # Vectors of gene expression become pictures of `image_size` by a layout that is made from the training
             # vectors, see research/layouts: alphabetical, chromosome, random, deepinsight, correlation, …
             "layout": {

@@ -147,7 +147,9 @@ class _Batches:
         decoder: Decoder | None,
         cache: DecodedCache | None,
         segmentation: bool,
+        captions: np.ndarray | None,
     ):
+        self._captions = captions
         self._dataset, self._plan, self._count, self._rows = dataset, plan, count, rows
         self._decoder, self._cache, self._segmentation = decoder, cache, segmentation
 
@@ -166,6 +168,8 @@ class _Batches:
         ids = self._dataset.ids[index]
         ids[~valid] = ""
         batch = {"label": labels, "id": ids, "index": index, "valid": valid}
+        if self._captions is not None:
+            batch["caption"] = np.where(valid[:, None], self._captions[index], self._captions.dtype.type(0))
         if self._decoder is not None:
             image = np.empty((len(index), *self._decoder.shape), self._decoder.dtype)
             for row in range(len(own)):
@@ -217,6 +221,7 @@ def _iterate(
     resize: str,
     cache: "DecodedCache | str | None",
     segmentation: bool,
+    captions: np.ndarray | None,
     process_index: int,
     process_count: int,
     pad_to: int,
@@ -236,7 +241,7 @@ def _iterate(
             raise ValueError("the cache holds no segmentations: make it with segmentation=True")
         held.fill(needed)
     rows = process_rows(batch_size, process_index, process_count, pad_to)
-    source = _Batches(dataset, plan, steps.stop, rows, decoder, held, segmentation)
+    source = _Batches(dataset, plan, steps.stop, rows, decoder, held, segmentation, captions)
     batches = grain.MapDataset.source(source)[steps.start : steps.stop]
     iterator = iter(batches.to_iter_dataset(_read_options(threads, prefetch)))
     # Decoding begins now, not at the first `next`: the caller compiles its step meanwhile.
@@ -258,6 +263,7 @@ def train_batches(
     resize: str = "stretch",
     cache: "DecodedCache | str | None" = None,
     segmentation: bool = False,
+    captions: np.ndarray | None = None,
     process_index: int = 0,
     process_count: int = 1,
     pad_to: int = 1,
@@ -276,6 +282,7 @@ def train_batches(
         cache: a `DecodedCache` to take the images from; "device" to leave them out (the trainer holds them on the
             device and gathers by `index`); None to decode them.
         segmentation: whether batches that hold images hold `segmentation` as well, uint8 class numbers `[b, S, S]`.
+        captions: token ids int32 `[N, L]` of all examples; batches then hold those of their examples as `caption`.
         process_index, process_count: which part of the global batch; see `process_rows`.
         pad_to: what the rows of each process must be a multiple of (its local devices).
 
@@ -298,6 +305,7 @@ def train_batches(
         resize=resize,
         cache=cache,
         segmentation=segmentation,
+        captions=captions,
         process_index=process_index,
         process_count=process_count,
         pad_to=pad_to,
@@ -316,6 +324,7 @@ def eval_batches(
     resize: str = "stretch",
     cache: "DecodedCache | str | None" = None,
     segmentation: bool = False,
+    captions: np.ndarray | None = None,
     process_index: int = 0,
     process_count: int = 1,
     pad_to: int = 1,
@@ -338,6 +347,7 @@ def eval_batches(
         resize=resize,
         cache=cache,
         segmentation=segmentation,
+        captions=captions,
         process_index=process_index,
         process_count=process_count,
         pad_to=pad_to,

@@ -109,7 +109,7 @@ def facts(trial: build.Trial, best: Best) -> dict:
     return {
         "parameters": count_parameters(best.variables["params"]),
         "bytes": int(sum(leaf.nbytes for tree in best.variables.values() for leaf in tree.values())),
-        "flops": flops(build.build_model(trial), trial.config.image_size, trial.channels),
+        "flops": flops(build.build_model(trial), trial.config.image_size, trial.channels, trial.tokens),
         "best_step": best.step,
         "steps": best.last_step,
         "state_sha256": best.state_sha256,

@@ -27,7 +27,7 @@ from research.search import preview, stages, sweep
 from research.search.execution import Execution, use_all_cores
 from research.search.trials import OverrideSet, override_sets
 from research.settings import validate
-from research.training import build, compilation, freezing, optimizers, pictures, sharding, start_weights
+from research.training import build, compilation, freezing, optimizers, pictures, sharding, start_weights, texts
 from research.training.loop import Training
 from research.training.phases import freezes, needs_layers, phases
 from research.training.signals import StopSignal
@@ -182,10 +182,9 @@ def expand(
             # All see the examples in one order, so that they differ in nothing but their settings.
             one_order = config.search.order == "shared" and stage != "confirm"
             seeds = {"data_seed": config.seed if one_order else settings.seed}
+            parts = {"start": start, "text": texts.shared().of(settings, view), "stage": stage}
             setting = entry.setting or name
-            trials.append(
-                build.Trial(file_name, setting, own, settings, view, None, None, start=start, stage=stage, **seeds)
-            )
+            trials.append(build.Trial(file_name, setting, own, settings, view, None, None, **parts, **seeds))
     if len(names := [trial.name for trial in trials]) > len(set(names)):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"two trials of config.search would be called {twice}; give each a name of its own.")
@@ -239,6 +238,7 @@ def check(trial: build.Trial) -> None:
     config = trial.config
     trial.task.check(trial)
     pictures.check(trial)
+    texts.check(trial)
     stretches = phases(config, len(trial.train_indices))
     build.build_loss(trial)
     if build.weights_begin(trial) and config.loss.class_weights == "none":

@@ -120,6 +120,8 @@ def compress(
       UserError: the architecture cannot be pruned, a checkpoint is damaged, or a fine-tuning diverged.
       Stopped: a stop was asked for; what is finished is in the table.
     """
+    if trial.text is not None:
+        raise UserError(f"{trial.name} reads captions, and only networks of images alone are compressed; name another.")
     table = Table(run.path / TABLE)
     (run.path / FOLDER).mkdir(exist_ok=True)
     parent = run.rows[trial.name]
@@ -206,7 +208,7 @@ def _columns(result: Network, chain: Chain, options: Options, stop: StopSignal) 
         "parameters": result.parameters(),
         "nonzero_parameters": result.nonzero(),
         "bytes": storage.stored_bytes(result.flat),
-        "flops": flops(build.build_model(trial), trial.config.image_size, trial.channels),
+        "flops": flops(build.build_model(trial), trial.config.image_size, trial.channels, trial.tokens),
         "finetune_steps": result.steps,
         "train_seconds": round(result.seconds, 1),
         "int8_products": network.int8_products(result) if result.is_int8 else None,

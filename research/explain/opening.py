@@ -43,6 +43,8 @@ def attached(workdir: pathlib.Path, trial: build.Trial, mesh) -> build.Trial:
 
     Gradients in bfloat16 would be coarse, and images are few: neither memory nor speed asks for it.
     """
+    if trial.text is not None:
+        raise UserError(f"{trial.name} reads captions as well, so that maps of its images alone would not explain it.")
     trial = runs.changed_trial(trial, {"model.dtype": "float32", "data.cache": "none"})
     return study.SharedImages(workdir).attach(trial, mesh)
 

@@ -73,7 +73,9 @@ def figures(
 
 
 def suits(trial: Trial, method: str) -> bool:
-    """Whether the method can be used with the trial's model."""
+    """Whether the method can be used with the trial's model, which has to see the image alone."""
+    if trial.text is not None:
+        return False
     try:
         check((method,), *opening.abstract(trial), Options())
     except UserError:

@@ -24,9 +24,12 @@ def call_order(
         return call(*args, **kwargs)
 
     def trace():
-        images = jnp.zeros((1, image_size, image_size, channels))
+        inputs = {
+            "image": jnp.zeros((1, image_size, image_size, channels)),
+            "caption": jnp.zeros((1, 1), jnp.int32),
+        }
         with nn.intercept_methods(record):
-            return model.init({"params": jax.random.key(0)}, {"image": images}, train=False)
+            return model.init({"params": jax.random.key(0)}, inputs, train=False)
 
     parameters: dict[str, list[str]] = {}
     owners = set()

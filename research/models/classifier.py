@@ -53,6 +53,8 @@ class Classifier(nn.Module):
     def __call__(self, inputs: dict[str, jax.Array], *, train: bool) -> Output:
         """Classifies `inputs["image"]`, `[B, H, W, C]`, floating and normalised; other entries are ignored.
 
+        A backbone with an attribute `takes`, names of entries, is called with a dict of these and with `dtype` instead.
+
         With `train=True` pass `mutable=["batch_stats"]`, and `rngs={"dropout": key}` if a dropout rate is not
         0.0.
         """
@@ -60,7 +62,13 @@ class Classifier(nn.Module):
             nn.intercept_methods(frozen_interceptor(self.frozen)) if self.frozen else contextlib.nullcontext()
         )
         with scope:
-            features, feature_maps = self.backbone(inputs["image"].astype(self.dtype), train=train)
+            if taken := getattr(self.backbone, "takes", ()):
+                given = {name: inputs[name] for name in taken}
+                features, feature_maps = self.backbone(given, train=train, dtype=self.dtype)
+            else:
+                features, feature_maps = self.backbone(inputs["image"].astype(self.dtype), train=train)
+            if taken and self.pool != "average":
+                raise cli.UserError(f"head_pool {self.pool!r} would leave out the caption; set it to average.")
             if self.pool != "average":
                 features = _pool(list(feature_maps.values())[-1].astype(jnp.float32), self.pool)
             logits = self.head(features, train=train)

@@ -20,8 +20,10 @@ from research.models.lowering import lowering_for
 
 
 @functools.lru_cache(maxsize=256)  # the trials of a search have few architectures
-def flops(model: nn.Module, image_size: int, channels: int) -> int:
+def flops(model: nn.Module, image_size: int, channels: int, tokens: int = 1) -> int:
     """Operations of the forward pass of one image `[1, image_size, image_size, channels]` up to the logits.
+
+    A model that reads captions is given one of `tokens` ids beside it.
 
     The model (a `Classifier`) is traced and never run: a large one takes a second or two.
 
@@ -29,12 +31,15 @@ def flops(model: nn.Module, image_size: int, channels: int) -> int:
       UserError: the image is too small for the model.
       ValueError: the model has a loop of unknown length.
     """
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
+    inputs = {
+        "image": jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32),
+        "caption": jax.ShapeDtypeStruct((1, tokens), jnp.int32),
+    }
     # Elsewhere than on CPU every convolution is one operation of the program.
     with lowering_for("cuda"):
         key = jax.eval_shape(lambda: jax.random.key(0))
-        variables = jax.eval_shape(lambda key, image: model.init(key, {"image": image}, train=False), key, image)
-        traced = jax.make_jaxpr(lambda v, i: model.apply(v, {"image": i}, train=False).logits)(variables, image)
+        variables = jax.eval_shape(lambda key, inputs: model.init(key, inputs, train=False), key, inputs)
+        traced = jax.make_jaxpr(lambda v, i: model.apply(v, i, train=False).logits)(variables, inputs)
     return of_jaxpr(traced.jaxpr)
 
 

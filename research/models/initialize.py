@@ -28,11 +28,17 @@ def initialize(model: nn.Module, key: jax.Array, image_size: int, channels: int)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
+def blank_inputs(image_size: int, channels: int) -> dict[str, jax.Array]:
+    """What any model can be called with to learn the shapes of its variables, which no caption's length changes."""
+    image = jnp.zeros((1, image_size, image_size, channels))
+    return {"image": image, "caption": jnp.zeros((1, 1), jnp.int32)}
+
+
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
 def _drawn(model: nn.Module, key: jax.Array, image_size: int, channels: int) -> dict[str, Any]:
     # The forward pass inside `init` only gives the shapes: under `jit` XLA removes it as dead code.
-    images = jnp.zeros((1, image_size, image_size, channels))
-    return drawn_together(lambda: model.init({"params": key}, {"image": images}, train=False), key)
+    inputs = blank_inputs(image_size, channels)
+    return drawn_together(lambda: model.init({"params": key}, inputs, train=False), key)
 
 
 def _is_hashable(model: nn.Module) -> bool:

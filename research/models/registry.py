@@ -20,6 +20,7 @@ FAMILIES = (
     "research.models.cnn2",
     "research.models.densenet",
     "research.models.efficientnet",
+    "research.models.fusion",
     "research.models.grid_cnn",
     "research.models.inception_resnet_v2",
     "research.models.inception_v3",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from input_pipeline.loader import eval_batches
-from research.evaluation import baselines, metrics, score
+from research.evaluation import baselines, keywords, metrics, score
 from research.evaluation.baselines import Baseline
 from research.training.signals import StopSignal
 
@@ -25,6 +25,8 @@ def predict(members: Sequence, scored: score.Scored, seed: int, stop: StopSignal
     by_name = collections.defaultdict(list)
     k, multi_label = len(scored.class_names), scored.multi_label
     learners = _of_genes(members[0], k) if members[0].dataset.genes else _of_images(members[0], k, multi_label)
+    if members[0].text is not None and set(scored.class_names) <= set(keywords.WORDS):
+        learners.append(_of_keywords(members[0]))
     for number, trial in enumerate(members):
         stop.check()
         dataset = trial.dataset
@@ -86,6 +88,17 @@ def _of_images(trial, k: int, multi_label: bool) -> list[_Learner]:
         )
 
     return [of_colours] if multi_label else [of_colours, of_pixels]
+
+
+def _of_keywords(trial) -> _Learner:
+    """A list of words for each label, which nobody has trained."""
+    captions = trial.dataset.captions
+
+    def look_up(labels, fit_on, fitted, test) -> Baseline:
+        found = keywords.keyword_rule([captions[i] for i in test], trial.dataset.class_names)
+        return Baseline("key words of the caption", found.astype(np.float64), found)
+
+    return look_up
 
 
 def _of_genes(trial, k: int) -> list[_Learner]:

@@ -131,7 +131,7 @@ def _buckets(members: Sequence[build.Trial], padding: float) -> list[list[build.
 
 
 def _flops(trial: build.Trial) -> int:
-    return flops(build.build_model(trial), trial.config.image_size, trial.channels)
+    return flops(build.build_model(trial), trial.config.image_size, trial.channels, trial.tokens)
 
 
 def _can_share(trial: build.Trial) -> bool:

@@ -58,7 +58,7 @@ def _steps(trial: build.Trial) -> int:
 
 def _flops(cohort: Cohort) -> int:
     trial = cohort.trials[0]
-    return flops(build.build_model(trial), trial.config.image_size, trial.channels)
+    return flops(build.build_model(trial), trial.config.image_size, trial.channels, trial.tokens)
 
 
 def _state_shapes(trial: build.Trial):

@@ -18,7 +18,7 @@ from input_pipeline.loader import DecodedCache, available_cores
 from research.losses import class_weights
 from research.losses import registry as losses
 from research.models import registry as models
-from research.training import freezing, optimizers, schedules, sharding
+from research.training import freezing, optimizers, schedules, sharding, texts
 from research.training import task as tasks
 from research.training.phases import Phase, phases
 from research.training.pictures import Picture
@@ -41,6 +41,7 @@ class Trial:
       images: uint8 `[N, H, W, C]`, the decoded data set on the device, or None.
       start: the pretrained weights that it starts from, or None.
       picture: how vectors of expression are drawn, or None for a data set of images.
+      text: the captions as token ids, or None.
       data_seed: of the order of the examples and their augmentation, which the trials of a search share.
       stage: "search", or what comes after it: "confirm" (again with another seed), "extend" (trained on).
     """
@@ -55,6 +56,7 @@ class Trial:
     images: jax.Array | None = None
     start: Start | None = None
     picture: Picture | None = None
+    text: texts.Text | None = None
     data_seed: int | jax.Array = 0
     stage: str = "search"
 
@@ -92,6 +94,11 @@ class Trial:
         return jax.ShapeDtypeStruct(shape, self.dataset.dtype)
 
     @property
+    def tokens(self) -> int:
+        """Token ids of a caption."""
+        return 1 if self.text is None else self.text.ids.shape[1]
+
+    @property
     def threads(self) -> int:
         """Decoding threads."""
         return self.config.data.threads or available_cores()
@@ -109,7 +116,7 @@ def compute_dtype(config: ConfigDict):
 def build_model(trial: Trial, frozen: tuple[str, ...] = ()):
     """The Flax module of a trial."""
     settings, start = trial.config.model, trial.start
-    options, variant = settings.options.to_dict(), start.variant if start else settings.variant
+    options, variant = texts.model_options(settings, trial.text), start.variant if start else settings.variant
     if start and start.part:  # the form of the encoder, not of the whole
         own = {"variant": variant} if variant else {}
         options["encoder_options"], variant = dict(options.get("encoder_options") or {}) | own, settings.variant

@@ -72,12 +72,12 @@ class Predictor:
         for start, batch in zip(range(0, len(indices), self.batch_size), batches, strict=True):
             self.stop.check()
             batch = gather(sharding.put_batch(self.mesh, self._read(batch)), self.images)
-            image = batch["image"]
+            image, captions = batch["image"], [batch[name] for name in ("caption",) if name in batch]
             if self._compiled is None:
-                lowered = functools.partial(self._function.lower, variables[0], image)
+                lowered = functools.partial(self._function.lower, variables[0], image, *captions)
                 self._compiled = self.stop.interruptible(lambda lowered=lowered: lowered().compile())
             # Outside of jit, so that the views share one program; they are laid out like the batch.
-            rows = [tta_logits(functools.partial(self._apply, own), image, self.views) for own in variables]
+            rows = [tta_logits(functools.partial(self._apply, own, captions), image, self.views) for own in variables]
             yield rows, batch, min(self.batch_size, len(indices) - start)
 
     def _read(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -87,8 +87,8 @@ class Predictor:
     def _on_devices(self, leaf: jax.Array | np.ndarray) -> jax.Array:
         return leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, sharding.replicated(self.mesh))
 
-    def _apply(self, variables: dict[str, Flat], images: jax.Array) -> jax.Array:
-        return self._compiled(variables, jax.device_put(images, sharding.over_batch(self.mesh)))
+    def _apply(self, variables: dict[str, Flat], captions: list[jax.Array], images: jax.Array) -> jax.Array:
+        return self._compiled(variables, jax.device_put(images, sharding.over_batch(self.mesh)), *captions)
 
 
 def gather(batch: dict[str, jax.Array], images: jax.Array | None) -> dict[str, jax.Array]:
@@ -107,6 +107,7 @@ def loader_arguments(trial: Trial, mesh) -> dict:
         "prefetch": data.prefetch,
         "resize": data.resize,
         "segmentation": trial.task.segments,
+        "captions": None if trial.text is None else trial.text.ids,
         "cache": "device" if trial.images is not None else trial.cache,
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),

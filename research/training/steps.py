@@ -17,7 +17,7 @@ class StepParts:
     """What a training step is made of.
 
     Attributes:
-      model: Flax module, `model.apply(variables, {"image"}, train=…)` → Output.
+      model: Flax module, `model.apply(variables, {"image", "caption"}, train=…)` → Output.
       loss: research.losses.registry.Loss.
       class_weights: float32 [K] or None.
       transformation: optax direction without the learning rate.
@@ -58,8 +58,8 @@ def prepare_batch(parts: StepParts, batch: dict[str, jax.Array], key: jax.Array)
     """Cuts the transfer padding off, makes dense targets, augments and normalises.
 
     Args:
-      batch: image uint8|uint16 `[≥B, H, W, C]`, label int32 `[≥B]` or float32 `[≥B, K]`, valid `[≥B]`, and
-        segmentation uint8 `[≥B, H, W]` where pixels are classified.
+      batch: image uint8|uint16 `[≥B, H, W, C]`, label int32 `[≥B]` or float32 `[≥B, K]`, valid `[≥B]`,
+        segmentation uint8 `[≥B, H, W]` where pixels are classified, caption int32 `[≥B, L]` where captions are read.
 
     Returns:
       image float32 `[B, H, W, C]` normalised, target float32 `[B, K]`, valid `[B]`.
@@ -75,11 +75,16 @@ def prepare_batch(parts: StepParts, batch: dict[str, jax.Array], key: jax.Array)
     return parts.task.augmented(parts.augment.after(after, batch), parts.num_classes)
 
 
-def _apply(parts: StepParts, params: Flat, stats: Flat, image: jax.Array, key: jax.Array):
+def model_inputs(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The entries of a batch that models read: the image, and the caption's token ids where there are any."""
+    return {name: batch[name] for name in ("image", "caption") if name in batch}
+
+
+def _apply(parts: StepParts, params: Flat, stats: Flat, inputs: dict[str, jax.Array], key: jax.Array):
     """Training-mode forward pass: logits float32 [b, K] and the new running statistics."""
     output, updates = parts.model.apply(
         {"params": nest(params), "batch_stats": nest(stats)},
-        {"image": image},
+        inputs,
         train=True,
         rngs={"dropout": key},
         mutable=["batch_stats"],
@@ -109,7 +114,7 @@ def _whole(parts: StepParts, state: TrainState, batch, key):
     """
 
     def objective(trainable: Flat):
-        logits, stats = _apply(parts, state.params | trainable, state.batch_stats, batch["image"], key)
+        logits, stats = _apply(parts, state.params | trainable, state.batch_stats, model_inputs(batch), key)
         return batch_loss(parts, logits, batch["target"], batch["valid"]), (logits, stats)
 
     trainable = {p: state.params[p] for p in parts.trainable}
@@ -130,8 +135,8 @@ def _accumulated(parts: StepParts, state: TrainState, batch, key):
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(k))
     trainable = {p: state.params[p] for p in parts.trainable}
 
-    def run(params, stats, image, key):
-        return _apply(parts, state.params | params, stats, image, key)
+    def run(params, stats, inputs, key):
+        return _apply(parts, state.params | params, stats, inputs, key)
 
     def forward(stats, part):
         logits, stats = run(trainable, stats, *part)
@@ -139,20 +144,20 @@ def _accumulated(parts: StepParts, state: TrainState, batch, key):
 
     cached = None
     if not parts.loss.per_example:
-        _, logits = _over_parts(forward, state.batch_stats, (micro["image"], keys), k)
+        _, logits = _over_parts(forward, state.batch_stats, (model_inputs(micro), keys), k)
         logits = logits.reshape(-1, *logits.shape[2:])
         cached = jax.grad(lambda z: batch_loss(parts, z, batch["target"], batch["valid"]))(logits)
         cached = cached.reshape(k, -1, *cached.shape[1:])
 
     def backward(carry, part):
         stats, gradients = carry
-        image, key, target, valid, *cotangent = part
-        logits, pull, stats = jax.vjp(lambda p: run(p, stats, image, key), trainable, has_aux=True)
+        given, key, target, valid, *cotangent = part
+        logits, pull, stats = jax.vjp(lambda p: run(p, stats, given, key), trainable, has_aux=True)
         at_logits = cotangent[0] if cotangent else jax.grad(lambda z: batch_loss(parts, z, target, valid))(logits)
         (new,) = pull(at_logits)
         return (stats, jax.tree.map(jnp.add, gradients, new)), logits
 
-    inputs = (micro["image"], keys, micro["target"], micro["valid"]) + ((cached,) if cached is not None else ())
+    inputs = (model_inputs(micro), keys, micro["target"], micro["valid"]) + ((cached,) if cached is not None else ())
     zeros = jax.tree.map(jnp.zeros_like, trainable)
     (stats, gradients), logits = _over_parts(backward, (state.batch_stats, zeros), inputs, k)
     logits = logits.reshape(-1, *logits.shape[2:])
@@ -247,7 +252,14 @@ def reset_sums(state: TrainState) -> TrainState:
     return state.replace(sums=zero_sums(state.sums["tp"].shape[0]))
 
 
-def eval_step(model, normalize, variables: dict[str, Flat], image: jax.Array) -> jax.Array:
-    """Logits float32 `[B, K]` of images uint8|uint16 `[B, H, W, C]`, with running statistics and without dropout."""
+def eval_step(
+    model, normalize, variables: dict[str, Flat], image: jax.Array, caption: jax.Array | None = None
+) -> jax.Array:
+    """Logits float32 `[B, K]` of raw images `[B, H, W, C]`, with running statistics and without dropout.
+
+    Args:
+      caption: token ids int32 `[B, L]`, for a model that reads them.
+    """
     nested = {name: nest(flat) for name, flat in variables.items()}
-    return model.apply(nested, {"image": normalize(image)}, train=False).logits.astype(jnp.float32)
+    inputs = {"image": normalize(image)} | ({} if caption is None else {"caption": caption})
+    return model.apply(nested, inputs, train=False).logits.astype(jnp.float32)

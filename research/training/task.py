@@ -29,8 +29,8 @@ class Classification:
     """One class for each image, or any number of labels."""
 
     segments = False
-    read_in_training = ("image", "label", "valid")
-    read_in_evaluation = ("image", "index")
+    read_in_training = ("image", "label", "valid", "caption")
+    read_in_evaluation = ("image", "index", "caption")
     shown = ("loss", "accuracy", "macro_f1")  # of validation, while training
 
     def class_names(self, dataset) -> tuple[str, ...]:

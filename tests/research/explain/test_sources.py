@@ -17,6 +17,7 @@ def trial(simulated):
     data = types.SimpleNamespace(resize="stretch")
     config = types.SimpleNamespace(image_size=19, data=data)
     return types.SimpleNamespace(
+        picture=None,
         dataset=simulated, config=config, channels=simulated.channels, threads=1, num_classes=simulated.num_classes
     )
 

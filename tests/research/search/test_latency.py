@@ -26,7 +26,9 @@ def trial_of(name, size, options, normalize="fixed", **model):
     config = common.default()
     config.image_size, config.data.normalize = size, normalize
     config.model.update({"name": name, "options": ConfigDict(options), **model})
-    dataset = types.SimpleNamespace(class_names=tuple("abcd"), channels=3, multi_label=False)
+    dataset = types.SimpleNamespace(
+        class_names=tuple("abcd"), channels=3, multi_label=False, genes=(), dtype=np.dtype(np.uint8)
+    )
     statistics = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.3]}
     return build.Trial("t", "t", {}, config, dataset, None, statistics)
 

@@ -90,7 +90,7 @@ def test_weights_of_another_family_are_refused(file):
 def test_the_files_variant_is_that_of_the_encoder(file):
     config = lung_masks.get_config()
     start = dataclasses.replace(start_weights.Starts().settle(settings(file), "trial"), variant="tf")
-    trial = types.SimpleNamespace(config=config, start=start, num_classes=1)
+    trial = types.SimpleNamespace(config=config, start=start, num_classes=1, text=None)
     assert config.model.options.get("encoder", "efficientnet_b0") == "efficientnet_b0"
     wanted = registry.backbone("efficientnet_b0", variant="tf")
     assert build.build_model(trial).backbone.encoder == wanted != registry.backbone("efficientnet_b0")
