@@ -5,8 +5,7 @@ at a time on one thread: in ONNX Runtime where `onnxruntime` and `onnx` are inst
 for a model with an operation that the export below does not know, in XLA. For the smallest models XLA mostly measures
 its own dispatch (0.2 ms against 0.03 ms), so that figures of both are not comparable; the result says which it was.
 
-A child process on one core measures, so that neither the threads nor the memory of a running search have a part in it;
-what other processes leave of that core shows in the 95th percentile first.
+A child process on one core measures, so that neither the threads nor the memory of a running search have a part in it.
 """
 
 import dataclasses
