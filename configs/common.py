@@ -204,16 +204,7 @@ def data() -> ConfigDict:
             # Captions become token ids for the model `captioned`: letter_bigrams, word_ngrams, words or wordpiece, with
             # its options (research/text/tokenizers.py); "" = captions are not read
             "text": {"tokenizer": "", "options": {}},
-            # Vectors of gene expression become pictures of `image_size` by a layout that is made from the training
-            # vectors, see research/layouts: alphabetical, chromosome, random, deepinsight, correlation, …
-            "layout": {
-                "name": "alphabetical",
-                "side": 0,  # pixels of the layout, which is enlarged to `image_size`; 0 = as few as hold all genes
-                "positions": "",  # table of gene, chromosome and start, for `chromosome`
-                "scaling": "gene",  # of the values: none, global, gene, gene_minmax, log_global, study
-                "upsampling": "nearest",  # nearest, bilinear
-                "run": "",  # a run folder whose layout and scaling are taken, for training on few examples
-            },
+            "layout": layout(),
             "augment": {
                 "flip_horizontal": False,
                 "flip_vertical": False,
@@ -238,6 +229,21 @@ def data() -> ConfigDict:
             },
         }
     )
+
+
+def layout() -> dict:
+    """Defaults of `config.data.layout`: how vectors of gene expression become pictures of `image_size`.
+
+    A layout is made from the training vectors, see research/layouts.
+    """
+    return {
+        "name": "alphabetical",  # chromosome, random, correlation, deepinsight, deepinsight_pca, deepinsight_umap
+        "side": 0,  # pixels of the layout, which is enlarged to `image_size`; 0 = as few as hold all genes
+        "positions": "",  # table of gene, chromosome and start, for `chromosome`
+        "scaling": "gene",  # of the values: none, global, gene, gene_minmax, log_global, study
+        "upsampling": "nearest",  # nearest, bilinear
+        "run": "",  # a run folder whose layout and scaling are taken, for training on few examples
+    }
 
 
 def finish(config: ConfigDict, presets: dict[str, Preset], names: str) -> ConfigDict:

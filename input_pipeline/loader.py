@@ -278,19 +278,18 @@ def train_batches(
         channels: C; the data set's own when None.
         threads: decoding threads, each works on a batch; all cores when None.
         prefetch: batches in the making or waiting; twice the threads when None.
-        resize: "stretch" or "crop" (see `images.resize`).
+        resize: "stretch" or "crop".
         cache: a `DecodedCache` to take the images from; "device" to leave them out (the trainer holds them on the
             device and gathers by `index`); None to decode them.
         segmentation: whether batches that hold images hold `segmentation` as well, uint8 class numbers `[b, S, S]`.
-        captions: token ids int32 `[N, L]` of all examples; batches then hold those of their examples as `caption`.
+        captions: token ids int32 `[N, L]` of all examples, from which batches get `caption`.
         process_index, process_count: which part of the global batch; see `process_rows`.
         pad_to: what the rows of each process must be a multiple of (its local devices).
 
     Returns:
         An iterator of dicts with leading axis b, this process's rows: `image` uint8 or uint16 `[b, S, S, C]` (float32
-        `[b, 1, G, 1]` for vectors), `label` int32 `[b]` or float32 `[b, K]`, `id` object (str) `[b]` and `index` int64
-        `[b]` (for the host only), `valid` bool `[b]`. Padding has valid False, index -1, id "", and zeros elsewhere.
-        Raises UserError at a damaged record.
+        `[b, 1, G, 1]` for vectors), `label` int32 `[b]` or float32 `[b, K]`, `id` object (str) and `index` int64 `[b]`,
+        `valid` bool `[b]`. Padding has valid False, index -1, id "", zeros elsewhere. Raises UserError at bad records.
     """
     return _iterate(
         dataset,
