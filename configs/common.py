@@ -40,6 +40,10 @@ def default() -> ConfigDict:
     config.evaluate_every = "1 epochs"
     config.checkpoint_every = "1 epochs"
     config.log_every = "50 steps"
+    config.find_batch_size = False  # take the largest batch that fits instead of `batch_size`, on all devices together
+    config.profile = ""  # steps traced for TensorBoard and XProf, such as "10:20"
+    config.learning_rate_finder = False  # instead of a training: which learning rates the first trial could have
+    config.overfit_one_batch = False  # instead of a training: can the first trial learn one batch by heart?
     config.shard_parameters = ()  # regular expressions of parameter paths to be split over the devices
     config.evaluation = ConfigDict(
         {
@@ -49,10 +53,15 @@ def default() -> ConfigDict:
             "tta": "none",  # none, flips, dihedral
             "bootstrap": 2000,  # resamples for the intervals
             "baselines": True,
+            # Rivals that read captions, see research/evaluation/text_rivals.py: binary_relevance, classifier_chains and
+            # label_powerset by logistic regression, or with _forest behind it by random forests.
+            "text_rivals": ("binary_relevance",),
             "explain": "gradcam",  # how the report explains its most confident cases; "" = not at all
             "cited": (),  # figures of the literature for the report's table: (name, {metric: value}) pairs
             "merge": (),  # classes counted as one in further figures, e.g. (("COAD", "READ"),)
             "submission_columns": ("id", "label"),  # header of submission.csv
+            "submission_labels": (),  # how it writes the classes, in their order; () = by their places, from 0
+            "reference": "",  # the setting that others are compared with in the report; "" = the chosen one
             "batch_size": 0,  # 0 = batch_size
         }
     )
@@ -65,6 +74,7 @@ def search() -> ConfigDict:
     return ConfigDict(
         {
             # The trials are all combinations of what these give; research/search/trials.py tells how they are written.
+            "base": "",  # a finished run whose chosen setting all trials begin from, as in an ablation of the winner
             "trials": (),  # named override sets, e.g. ({"name": "fixed", "data.normalize": "fixed"}, …)
             "sheet": "",  # a .csv or .xlsx with a trial in each row
             "zip": (),  # (key, values) pairs, their values taken in step
@@ -122,7 +132,9 @@ def model() -> ConfigDict:
             "head_dropout_at": "every",  # dense layers with dropout at their input: every, first, last
             "head_batch_norm": False,  # at the beginning of the head
             "options": {},  # further arguments of the architecture, such as widths of simple_cnn
-            "dtype": "auto",  # computation: bfloat16 on GPU and TPU, float32 on CPU
+            # Computation: auto (bfloat16 on GPU and TPU, float32 on CPU), float32, bfloat16, or for GPUs without
+            # bfloat16 float16, the gradients scaled against underflow
+            "dtype": "auto",
         }
     )
 
@@ -223,6 +235,7 @@ def data() -> ConfigDict:
                 "randaugment": (),  # (operations, magnitude 0..30)
                 "trivialaugment": False,
                 "erasing": 0.0,  # probability
+                "erasing_area": (),  # (least, greatest) share of the area; () = 0.02 to 0.33
                 "erasing_value": "zero",  # zero, noise
                 "mixup": 0.0,  # alpha
                 "cutmix": 0.0,  # alpha

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from input_pipeline import images, tfds_metadata
 from input_pipeline.cli import atomic_write
 from input_pipeline.example_proto import encode_example
 from input_pipeline.ingest import Ingested
-from input_pipeline.records import RecordWriter, write_index
+from input_pipeline.records import FRAMING, RecordWriter, index_shard, write_manifest
 from input_pipeline.studies.manifest import Manifest, RawExample
 
 SHARD_BYTES = 128 * 2**20
@@ -124,8 +124,21 @@ def _shards(sizes: Sequence[int], limit: int) -> list[int]:
     return starts
 
 
-def _encode(kept: Kept, group: str, data: bytes, manifest: Manifest, captions: bool) -> bytes:
-    example, facts = kept.example, kept.facts
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """What is to be written into one file: examples of one role, in order."""
+
+    name: str
+    role: str
+    members: Sequence[tuple[Kept, Assignment]]
+
+
+ShardWriter = Callable[[Sequence[Shard]], dict[str, dict]]
+"""Writes all shards and their indexes; returns their entries in `records.json` by name."""
+
+
+def encode(example: RawExample, facts: Ingested, group: str, data: bytes, manifest: Manifest, captions: bool) -> bytes:
+    """The record of an example; of the manifest only what it says of all examples is used."""
     label = list(example.labels)
     if not label and not manifest.multi_label:
         label = [-1]
@@ -143,27 +156,24 @@ def _encode(kept: Kept, group: str, data: bytes, manifest: Manifest, captions: b
     return encode_example(features)
 
 
-def _write_role(
-    folder: pathlib.Path,
-    role: str,
-    members: Sequence[tuple[Kept, Assignment]],
-    manifest: Manifest,
-    spool: Spool,
-    shard_bytes: int,
-) -> tuple[list[int], int]:
-    """Writes the shards of a role; returns the records of each and the bytes of all."""
-    captions = any_captions(manifest)
+def _plan(study: str, role: str, members: Sequence[tuple[Kept, Assignment]], shard_bytes: int) -> list[Shard]:
+    """The shards of a role."""
     starts = _shards([kept.place[1] for kept, _ in members], shard_bytes)
-    lengths, num_bytes = [], 0
-    for index, (start, end) in enumerate(zip(starts, [*starts[1:], len(members)], strict=True)):
-        path = folder / tfds_metadata.shard_name(manifest.study, role, index, len(starts))
-        with RecordWriter(path) as writer:
-            for kept, assignment in members[start:end]:
-                payload = _encode(kept, assignment.group, spool.read(kept.place), manifest, captions)
-                writer.write(payload)
-                num_bytes += len(payload)
-        lengths.append(end - start)
-    return lengths, num_bytes
+    return [
+        Shard(tfds_metadata.shard_name(study, role, index, len(starts)), role, members[start:end])
+        for index, (start, end) in enumerate(zip(starts, [*starts[1:], len(members)], strict=True))
+    ]
+
+
+def _write_shards(folder: pathlib.Path, plan: Sequence[Shard], manifest: Manifest, spool: Spool) -> dict[str, dict]:
+    """Writes all shards with their indexes; returns their entries in `records.json` by name."""
+    captions = any_captions(manifest)
+    for shard in plan:
+        with RecordWriter(folder / shard.name) as writer:
+            for kept, assignment in shard.members:
+                data = spool.read(kept.place)
+                writer.write(encode(kept.example, kept.facts, assignment.group, data, manifest, captions))
+    return {shard.name: index_shard(folder / shard.name) for shard in plan}
 
 
 def any_captions(manifest: Manifest) -> bool:
@@ -202,6 +212,8 @@ def write_dataset(
     spool: Spool,
     header: Mapping[str, object],
     shard_bytes: int = SHARD_BYTES,
+    *,
+    write_shards: ShardWriter | None = None,
 ) -> None:
     """Writes shards, index, TFDS metadata and `splits.json` into an empty folder.
 
@@ -212,16 +224,20 @@ def write_dataset(
         spool: where their encoded images lie.
         header: what `splits.json` says besides the examples.
         shard_bytes: about how large a shard may become.
+        write_shards: what writes them where the images do not lie in the spool, see `beam_prepare`.
     """
     order = record_order(kept, assignments)
     by_role: dict[str, list[tuple[Kept, Assignment]]] = collections.defaultdict(list)
     for i in order:
         by_role[assignments[i].role].append((kept[i], assignments[i]))
-    splits = {
-        role: _write_role(folder, role, members, manifest, spool, shard_bytes)
-        for role, members in sorted(by_role.items())
-    }
-    write_index(folder)
+    plan = [s for role, members in sorted(by_role.items()) for s in _plan(manifest.study, role, members, shard_bytes)]
+    entries = write_shards(plan) if write_shards else _write_shards(folder, plan, manifest, spool)
+    write_manifest(folder, entries)
+    splits: dict[str, tuple[list[int], int]] = {}
+    for shard in plan:
+        lengths, num_bytes = splits.get(shard.role, ([], 0))
+        records, size = entries[shard.name]["records"], entries[shard.name]["bytes"]
+        splits[shard.role] = ([*lengths, records], num_bytes + size - FRAMING * records)
     write_splits(folder, header, kept, assignments, order)
     stored = {k.facts.channels for k in kept}
     depth = max(k.facts.bit_depth for k in kept)

@@ -43,6 +43,7 @@ NEUTRAL: dict[str, Any] = {
     "randaugment": (),  # (number of operations 1..8, magnitude 0..30)
     "trivialaugment": False,
     "erasing": 0.0,  # probability
+    "erasing_area": (),  # (least, greatest) area fraction of what is erased; () = torchvision's 0.02 to 0.33
     "erasing_value": "zero",  # "zero" or "noise" (standard normal), in normalised units
     "mixup": 0.0,  # alpha of the Beta distribution
     "cutmix": 0.0,  # alpha of the Beta distribution
@@ -125,9 +126,10 @@ def _check_pair(key: str, name: str, value: Any) -> None:
         return
     if any(isinstance(number, jax.Array) for number in value):
         return
-    greatest = 1.0 if key == "resized_crop" else float("inf")
+    area = key in ("resized_crop", "erasing_area")
+    greatest = 1.0 if area else float("inf")
     if not all(_is_number(number) for number in value) or not 0 < first <= second <= greatest:
-        limit = "0 < least <= greatest <= 1" if key == "resized_crop" else "0 < least <= greatest"
+        limit = "0 < least <= greatest <= 1" if area else "0 < least <= greatest"
         raise UserError(f"{name} must be a pair (least, greatest) with {limit}, not {value!r}.")
 
 
@@ -184,7 +186,8 @@ class Augment:
         keys = row_keys(key, _valid(batch))
         fraction = fractions(keys)
         if erasing:
-            erase = mixing.draw_erase(fraction["erase"], *image.shape[1:3], settings["erasing"])
+            area = settings["erasing_area"] or mixing.ERASE_SCALE
+            erase = mixing.draw_erase(fraction["erase"], *image.shape[1:3], settings["erasing"], area)
             noise = settings["erasing_value"] == "noise"
             image = mixing.apply_erase(
                 image, erase, mixing.draw_noise(keys, image.shape[1:]) if noise else 0.0

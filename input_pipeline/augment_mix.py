@@ -57,7 +57,9 @@ def inside_box(height: int, width: int, top, left, bottom, right) -> jax.Array:
 # ---------------------------------------------------------------------------------------------------- erasing
 
 
-def draw_erase(fraction: jax.Array, height: int, width: int, probability) -> Erase:
+def draw_erase(
+    fraction: jax.Array, height: int, width: int, probability, scale: tuple = ERASE_SCALE
+) -> Erase:
     """Boxes as `torchvision.transforms.v2.RandomErasing` draws them: 10 tries for a box smaller than the
     image.
 
@@ -65,10 +67,11 @@ def draw_erase(fraction: jax.Array, height: int, width: int, probability) -> Era
       fraction: uniform numbers [B, 23].
       height, width: of the image, pixels.
       probability: that an example is erased at all; may be traced.
+      scale: (low, high) of the box's area as a fraction of the image's; may be traced.
     """
     tries = fraction[:, : 2 * ERASE_TRIES].reshape(-1, ERASE_TRIES, 2)
     # torchvision's aspect ratio is height : width here, and width : height in RandomResizedCrop.
-    widths, heights = draw_boxes(tries, height, width, ERASE_SCALE, ERASE_RATIO)
+    widths, heights = draw_boxes(tries, height, width, scale, ERASE_RATIO)
     found, (tall, wide) = first_fitting((heights < height) & (widths < width), heights, widths)
     found = found & (fraction[:, -3] < probability)
     tall, wide = (jnp.where(found, value, 0.0).astype(jnp.int32) for value in (tall, wide))

@@ -43,10 +43,13 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def atomic_write(path: str | os.PathLike, content: bytes | str) -> None:
-    """Writes a file that is either absent (or as before) or complete, also after a crash."""
+    """Writes a file that is either absent (or as before) or complete, also after a crash.
+
+    A process that is killed meanwhile may leave `.NAME.XXXXXXXX.tmp` beside it; see `remove_unfinished`.
+    """
     path = pathlib.Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -58,6 +61,13 @@ def atomic_write(path: str | os.PathLike, content: bytes | str) -> None:
         if os.path.exists(temporary):
             os.unlink(temporary)
         raise
+
+
+def remove_unfinished(folder: str | os.PathLike) -> None:
+    """Removes what `atomic_write` of killed processes left in a folder in which nobody else is writing."""
+    for leftover in pathlib.Path(folder).glob(".*.tmp"):
+        if leftover.is_file():
+            leftover.unlink()
 
 
 def progress(items: Iterable[T], total: int, label: str, every: float = 10.0) -> Iterator[T]:

@@ -16,6 +16,7 @@ import numpy as np
 from input_pipeline.cli import UserError
 from input_pipeline.example_proto import parse_example
 from input_pipeline.records import MANIFEST, RecordSource
+from input_pipeline.remote import is_remote
 from input_pipeline.splits import ROLES, UNLABELLED
 from input_pipeline.tfds_metadata import EXPRESSION, GENE_NAMES, SEGMENTATION_NAMES
 
@@ -360,8 +361,9 @@ def open_dataset(spec: str | pathlib.Path) -> Dataset:
     """Opens a prepared data set.
 
     Args:
-        spec: a folder written by `python -m input_pipeline.prepare`, or `tfds:NAME` or `tfds:NAME@DATA_DIR` for a
-            TensorFlow Datasets data set stored as array_record (see `tfds_source`).
+        spec: a folder written by `python -m input_pipeline.prepare`; its address in an object store (`s3://…`, see
+            `remote_dataset`); or `tfds:NAME` or `tfds:NAME@DATA_DIR` for a TensorFlow Datasets data set stored as
+            array_record (see `tfds_source`).
 
     Raises:
         UserError: when it is missing, incomplete or inconsistent; the sentence says how to prepare it.
@@ -370,6 +372,10 @@ def open_dataset(spec: str | pathlib.Path) -> Dataset:
         from input_pipeline import tfds_source
 
         return tfds_source.open_tfds(str(spec)[len(TFDS_PREFIX) :])
+    if is_remote(spec):
+        from input_pipeline import remote_dataset
+
+        spec = remote_dataset.fetch(spec)
     directory = pathlib.Path(spec)
     if not directory.is_dir():
         raise UserError(

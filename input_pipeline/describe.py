@@ -11,15 +11,23 @@ import collections
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from input_pipeline import cli, images, plotting
-from input_pipeline.dataset import ROLES, Dataset, open_dataset
+from input_pipeline import cli, images, label_counts, plotting
+from input_pipeline.dataset import Dataset, open_dataset
+from input_pipeline.label_counts import (
+    count_label_sets,
+    count_labels,
+    count_pairs,
+    label_matrix,
+    label_names,
+    roles_present,
+)
 from input_pipeline.tabular import format_number, write_csv
 
-_SETS_SHOWN = 20
+_FILES_LISTED = 20
 _CLASSES_SHOWN = 20
 _GROUPS_SHOWN = 10
 _COLUMNS = 6
@@ -38,38 +46,6 @@ class Survey:
     sizes: dict[tuple[str, int, int, int, int], int]
     histogram: np.ndarray
     means: np.ndarray
-
-
-def label_matrix(dataset: Dataset) -> np.ndarray:
-    """Multi-hot labels, bool `[N, K]`; rows of unlabelled examples are False."""
-    if dataset.multi_label:
-        return np.asarray(dataset.labels) > 0.5
-    return np.asarray(dataset.labels)[:, None] == np.arange(len(dataset.class_names))
-
-
-def roles_present(dataset: Dataset) -> list[str]:
-    """The roles that have examples, in the order of `dataset.ROLES`."""
-    return [role for role in ROLES if np.any(dataset.roles == role)]
-
-
-def count_labels(dataset: Dataset) -> dict[str, np.ndarray]:
-    """Labelled role -> examples of each class, int64 `[K]`."""
-    labels = label_matrix(dataset)
-    labelled = [role for role in roles_present(dataset) if role != "unlabelled"]
-    return {role: labels[dataset.roles == role].sum(axis=0) for role in labelled}
-
-
-def count_label_sets(dataset: Dataset) -> list[tuple[tuple[int, ...], int]]:
-    """(class indices, number of labelled examples with exactly these), the most frequent first, ties by index."""
-    labels = label_matrix(dataset)[dataset.roles != "unlabelled"]
-    counts = collections.Counter(tuple(np.flatnonzero(row).tolist()) for row in labels)
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-
-
-def count_pairs(dataset: Dataset) -> np.ndarray:
-    """Examples that carry both labels, int64 `[K, K]`; the diagonal counts each label."""
-    labels = label_matrix(dataset)[dataset.roles != "unlabelled"].astype(np.float64)
-    return np.rint(labels.T @ labels).astype(np.int64)
 
 
 def group_rows(dataset: Dataset) -> list[dict[str, object]]:
@@ -151,10 +127,6 @@ def intensity_rows(seen: Survey) -> list[dict[str, object]]:
     return rows
 
 
-def _names(dataset: Dataset, classes: Iterable[int]) -> str:
-    return " + ".join(dataset.class_names[index] for index in classes) or "(no label)"
-
-
 def write_labels(dataset: Dataset, out: pathlib.Path) -> list[str]:
     """Writes the tables and pictures of labels; returns summary lines."""
     counts, sets = count_labels(dataset), count_label_sets(dataset)
@@ -165,10 +137,9 @@ def write_labels(dataset: Dataset, out: pathlib.Path) -> list[str]:
         own = {role: int(values[index]) for role, values in counts.items()}
         rows.append({"index": index, "class": name, "images": sum(own.values()), **own})
     write_csv(out / "labels.csv", ["index", "class", "images", *counts], rows)
-    set_rows = [{"label_set": _names(dataset, key), "labels": len(key), "images": count} for key, count in sets]
+    set_rows = [{"label_set": label_names(dataset, key), "labels": len(key), "images": count} for key, count in sets]
     write_csv(out / "label_sets.csv", ["label_set", "labels", "images"], set_rows)
-    shown = [(_names(dataset, key), count) for key, count in sets[:_SETS_SHOWN]] if dataset.multi_label else []
-    plotting.label_distribution(counts, dataset.class_names, out / "label_distribution.png", shown, dataset.multi_label)
+    label_counts.draw(dataset, out / "label_distribution.png")
     totals = np.array([row["images"] for row in rows])
     few, most = dataset.class_names[int(totals.argmin())], dataset.class_names[int(totals.argmax())]
     lines = [f"labels       {totals.min():,} {dataset.unit}s ({few}) to {totals.max():,} ({most}) per class"]
@@ -274,7 +245,7 @@ def write_expression(dataset: Dataset, out: pathlib.Path, most: int) -> list[str
 def _plot_sizes(rows: list[dict[str, object]], path: pathlib.Path) -> None:
     """Few kinds of images by name, many as histograms of width and height."""
     repeats = [row["images"] for row in rows]
-    if len(rows) <= _SETS_SHOWN:
+    if len(rows) <= _FILES_LISTED:
         names = [f"{row['width']} × {row['height']} {row['format']}, {row['channels']} × {row['bit_depth']} bits"
                  for row in rows]  # fmt: skip
         plotting.bars(names, repeats, path, "images", "Sizes of images (pixels)")

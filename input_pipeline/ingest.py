@@ -49,6 +49,7 @@ class Ingested:
         file_hash: SHA-256 of the raw file (of all its channel files in order, then its masks).
         content_hash: SHA-256 of the decoded pixels, before they are cropped.
         signature: `duplicates.signature` of the pixels, or None when near duplicates are not looked for.
+        num_bytes: of `data`, where that was left behind on another machine (see `beam_prepare`).
     """
 
     error: str = ""
@@ -63,6 +64,7 @@ class Ingested:
     file_hash: str = ""
     content_hash: str = ""
     signature: np.ndarray | None = None
+    num_bytes: int = 0
 
 
 class Reader:

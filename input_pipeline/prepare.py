@@ -1,13 +1,15 @@
 """How does a raw download become a prepared dataset?
 
     python -m input_pipeline.prepare --study=NAME --source=RAW --out=DIR [--workers=N] [--seed=0] [--folds=K]
-        [--set key=value ...] [--max_bad=0.05] [--boxes=boxes.csv]
+        [--set key=value ...] [--max_bad=0.05] [--boxes=boxes.csv] [--runner=direct|dataflow|flink|spark]
 
-RAW is a folder or a .zip and is only read. DIR appears when it is complete, with TFRecord shards, an index, TFDS
-metadata, `splits.json` and `ingest_report.json`; the same input gives the same bytes, whatever the number of workers.
+RAW is a folder (or its address, s3://…) or a .zip and is only read. DIR appears when it is complete, with TFRecord
+shards, an index, TFDS metadata, `splits.json` and `ingest_report.json`; the same input gives the same bytes, whatever
+the number of workers.
 Studies: hpa, blood_cells, pneumonia, lung_masks, captions (photos with captions, or the captions alone with
 --captions_only), folder (class folders), table (a CSV with paths and labels); their options are described in
-input_pipeline/studies/. With the boxes that research.segment found, images are cropped.
+input_pipeline/studies/. With the boxes that research.segment found, images are cropped. DIR may be an address (s3://…),
+and collections beyond one machine are prepared under Apache Beam (input_pipeline/beam_prepare.py).
 The study cancer_genes has vectors of gene expression instead of images (input_pipeline/expression/).
 """
 
@@ -23,14 +25,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from input_pipeline import beam_prepare, duplicates, ingest_report, raw, remote_dataset, remote_source, splits
 from input_pipeline import boxes as boxes_of
-from input_pipeline import duplicates, ingest_report, raw, splits
-from input_pipeline.assemble import Assignment, Kept, Spool, grey_pixels, vectors, write_dataset
+from input_pipeline.assemble import Assignment, Kept, ShardWriter, Spool, grey_pixels, vectors, write_dataset
 from input_pipeline.building import building, check_target
 from input_pipeline.cli import UserError, atomic_write, progress, run
 from input_pipeline.image_headers import MAX_PIXELS
-from input_pipeline.ingest import Ingested, Reader, ingest
-from input_pipeline.prepare_flags import FRACTIONS, MAX_BAD, pairs, parse, shares
+from input_pipeline.ingest import Ingested, Reader
+from input_pipeline.prepare_flags import MAX_BAD, check_arguments, check_fractions, pairs, parse, shares
 from input_pipeline.signatures import SIGNATURE
 from input_pipeline.simulate import MARKER
 from input_pipeline.studies import EXPRESSION, load
@@ -41,33 +43,10 @@ _FEW = 64
 """Fewer images than this are read sooner than worker processes start."""
 
 
-def _check_arguments(workers: int | None, seed: int, folds: int, max_bad: float, max_pixels: int | None) -> None:
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers={workers} must be at least 1.")
-    if seed < 0:
-        raise UserError(f"--seed={seed} must not be negative.")
-    if folds < 0 or folds == 1:
-        raise UserError(f"--folds={folds} must be 0 (no folds) or at least 2.")
-    if not 0 <= max_bad <= 1:
-        raise UserError(f"--max_bad={max_bad} must be a share between 0 and 1.")
-    if max_pixels is not None and max_pixels < 1:
-        raise UserError(f"--max_pixels={max_pixels} must be positive.")
-
-
 def _refuse_flags_of_images(study: str, given: Mapping[str, bool]) -> None:
     """Refuses what only a study of images can have; `given` is flag -> whether it was set."""
     for flag in (flag for flag, was_set in given.items() if was_set):
         raise UserError(f"--{flag} is about pictures, and the study {study} has none: leave it out.")
-
-
-def _check_fractions(fractions: Mapping[str, float]) -> dict[str, float]:
-    for role, fraction in fractions.items():
-        if role not in FRACTIONS or not 0 <= fraction < 1:
-            raise UserError(f"the fraction {role}={fraction} must be a share of {', '.join(FRACTIONS)}, 0 or more.")
-    complete = {**FRACTIONS, **fractions}
-    if sum(complete.values()) >= 1:
-        raise UserError(f"the fractions {complete} leave nothing to train on: lower them.")
-    return complete
 
 
 def _too_many(skipped: Sequence[tuple[str, str]], seen: int, manifest: Manifest, max_bad: float) -> UserError:
@@ -119,7 +98,7 @@ class _Intake:
                     continue
                 if found.signature is not None:
                     self._signatures.append(found.signature.tobytes())
-                place = self.spool.append(found.data)
+                place = self.spool.append(found.data) if found.data else (0, found.num_bytes)
                 self.kept.append(Kept(example, dataclasses.replace(found, data=b"", signature=None), place))
         self.spool.flush()
         self._signatures.flush()
@@ -226,13 +205,15 @@ def prepare(
     max_pixels: int | None = None,
     near_duplicates: bool | None = None,
     boxes: str | os.PathLike | None = None,
+    runner: str = "",
+    beam_options: str = "",
 ) -> dict:
     """Prepares a dataset.
 
     Args:
         study: a name in `input_pipeline.studies.STUDIES`.
-        source: folder or .zip of the raw download.
-        out: folder that will appear.
+        source: folder or .zip of the raw download, or the address of a folder in an object store.
+        out: folder that will appear, or its address in an object store (see `remote_dataset`).
         workers: processes that read images; None for one for each core.
         seed: of the carved roles and the folds.
         folds: number of grouped stratified folds to store, or 0.
@@ -243,6 +224,7 @@ def prepare(
         max_pixels: limit of pixels in an image; `MAX_PIXELS` when None.
         near_duplicates: whether augmented and re-encoded copies are looked for as well; None: where there are images.
         boxes: table of the part of each image that is kept, see `input_pipeline.boxes`, or None for whole images.
+        runner, beam_options: see `beam_prepare`; "" works on this machine.
 
     Returns:
         The content of `ingest_report.json`.
@@ -250,16 +232,19 @@ def prepare(
     Raises:
         UserError: a mistake in the arguments or the data; nothing has been written then.
     """
-    _check_arguments(workers, seed, folds, max_bad, max_pixels)
-    fractions = _check_fractions(fractions or {})
+    check_arguments(workers, seed, folds, max_bad, max_pixels)
+    fractions = check_fractions(fractions or {})
     load(study)
+    beam_prepare.check(runner, beam_options)
     given = {"boxes": boxes is not None, "max_pixels": max_pixels is not None, "duplicates=near": near_duplicates}
     if study in EXPRESSION:
         _refuse_flags_of_images(study, given)
-    source, out = raw.open_source(source), pathlib.Path(out)
-    check_target(out, source.path)
+    source = remote_source.open_source(source)
     table = boxes_of.read(boxes) if boxes else None
-    with _scanned(study, source, out, dict(options or {})) as (folder, manifest), _Intake(folder, manifest) as intake:
+    with contextlib.ExitStack() as stack:
+        target = stack.enter_context(remote_dataset.pushed(out))
+        folder, manifest = stack.enter_context(_scanned(study, source, target, dict(options or {})))
+        intake = stack.enter_context(_Intake(folder, manifest))
         if not manifest.has_files:
             _refuse_flags_of_images(study, given)
         simulated = simulated or any(name.rpartition("/")[2] == MARKER for name in source.names())
@@ -270,8 +255,9 @@ def prepare(
         limits = (max_pixels or MAX_PIXELS, near_duplicates is not False)
         reader = Reader(source, manifest.channels, *limits, crops, manifest.cell_finder)
         made = vectors if manifest.genes else grey_pixels
-        intake.read_all(ingest(reader, manifest.examples, workers) if manifest.has_files else made(manifest), max_bad)
-        return _write(folder, intake, source, header, workers, table)
+        with beam_prepare.machines(runner, beam_options, out, folder, manifest, workers) as work:
+            intake.read_all(work.read(reader, manifest.examples) if manifest.has_files else made(manifest), max_bad)
+            return _write(folder, intake, source, header, workers, table, work.write_shards)
 
 
 @contextlib.contextmanager
@@ -282,6 +268,7 @@ def _scanned(
 
     Images are listed before the folder is made; vectors are read into a file in it, which is gone before it is `out`.
     """
+    check_target(out, pathlib.Path(source.path))
     with contextlib.ExitStack() as stack:
         if study in EXPRESSION:
             folder = stack.enter_context(building(out))
@@ -319,6 +306,7 @@ def _write(
     header: dict,
     workers: int,
     table: boxes_of.Boxes | None,
+    write_shards: ShardWriter | None,
 ) -> dict:
     """Groups and splits what was read and writes the dataset; returns the report."""
     manifest, kept = intake.manifest, intake.kept
@@ -332,7 +320,8 @@ def _write(
     assignments = _assign(manifest, kept, groups, header)
     # Copies of official test images belong to no role: they are listed in the report, not stored.
     stored = [i for i, a in enumerate(assignments) if a.role != splits.DUPLICATE_OF_TEST]
-    write_dataset(folder, manifest, [kept[i] for i in stored], [assignments[i] for i in stored], intake.spool, header)
+    members, their = [kept[i] for i in stored], [assignments[i] for i in stored]
+    write_dataset(folder, manifest, members, their, intake.spool, header, write_shards=write_shards)
     for name, content in manifest.tables.items():
         atomic_write(folder / name, content)
     intake.remove()
@@ -383,6 +372,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         max_pixels=flags.max_pixels,
         near_duplicates=flags.duplicates and flags.duplicates == "near",
         boxes=flags.boxes,
+        runner=flags.runner,
+        beam_options=flags.beam_options,
     )
     print(_summary(report, flags.out))
 

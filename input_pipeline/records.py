@@ -151,21 +151,37 @@ def write_index(directory: str | os.PathLike) -> dict:
     names = shard_names(directory)
     if not names:
         raise UserError(f"{directory} holds no *.tfrecord-NNNNN-of-NNNNN files: {_PREPARE}.")
-    shards = {}
-    for name in names:
-        digest, lines, offset = hashlib.sha256(), [], 0
-        for frame in read_frames(directory / name):
-            digest.update(frame)
-            lines.append(f"{offset} {len(frame)}\n")
-            offset += len(frame)
-        atomic_write(directory / f"{name}.idx", "".join(lines))
-        shards[name] = {"bytes": offset, "records": len(lines), "sha256": digest.hexdigest()}
-    manifest = {"shards": shards}
+    return write_manifest(directory, {name: index_shard(directory / name) for name in names})
+
+
+def index_shard(path: pathlib.Path) -> dict:
+    """Reads a shard, verifies it, and writes `<shard>.idx` beside it; returns its entry in `records.json`.
+
+    Raises:
+        UserError: for a damaged record.
+    """
+    digest, lines, offset = hashlib.sha256(), [], 0
+    for frame in read_frames(path):
+        digest.update(frame)
+        lines.append(f"{offset} {len(frame)}\n")
+        offset += len(frame)
+    atomic_write(path.with_name(f"{path.name}.idx"), "".join(lines))
+    return {"bytes": offset, "records": len(lines), "sha256": digest.hexdigest()}
+
+
+def write_manifest(directory: pathlib.Path, shards: dict[str, dict]) -> dict:
+    """Writes `records.json` with the entries of all shards by name, sorted; returns its content."""
+    manifest = {"shards": dict(sorted(shards.items()))}
     atomic_write(directory / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return manifest
 
 
-def _read_manifest(directory: pathlib.Path) -> dict[str, dict]:
+def read_manifest(directory: pathlib.Path) -> dict[str, dict]:
+    """The shards of a folder by name: bytes, records and SHA-256, from `records.json`.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
     path = directory / MANIFEST
     if not path.is_file():
         raise UserError(f"{directory} has no {MANIFEST}, so it is not a finished data set: {_PREPARE}.")
@@ -223,7 +239,7 @@ class RecordSource:
 
     def __init__(self, directory: str | os.PathLike):
         self.directory = pathlib.Path(directory)
-        manifest = _read_manifest(self.directory)
+        manifest = read_manifest(self.directory)
         strangers = sorted(set(shard_names(self.directory)) - set(manifest))
         if strangers:
             raise UserError(f"shard {self.directory / strangers[0]} is not in {MANIFEST}, which is stale: {_PREPARE}.")

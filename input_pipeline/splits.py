@@ -303,7 +303,7 @@ def study_split(
     validation and calibration, half that size each, are cut from the rest instead, so that nothing is chosen on test.
 
     Args:
-        study: "hpa", "blood_cells" or "cancer_genes".
+        study: "hpa", "blood_cells", "captions" or "cancer_genes".
         roles: N roles of the prepared dataset; unlabelled examples stay so, all others are drawn from.
         labels: int `[N]`, for a split by class.
         seed: replaces the study's own.

@@ -31,6 +31,12 @@ def format_cell(value: object) -> str:
     return f"'{text}" if is_ambiguous or text.startswith(_FORMULA_STARTS) else text
 
 
+def safe_text(text: str) -> str:
+    """A text of somebody else's table as it is, with one apostrophe before it if a spreadsheet would run it."""
+    is_run = text.startswith(_FORMULA_STARTS[:-1]) and isinstance(_parse_number(text), str)
+    return f"'{text}" if is_run else text
+
+
 def parse_cell(text: str) -> Cell:
     """The value that `format_cell` was given (None, bool, int, float or str)."""
     if text == "":
@@ -51,42 +57,60 @@ def _parse_number(text: str) -> str | int | float | bool:
     return text
 
 
+def csv_text(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells as CSV with `\\n` line ends; cells with a line end of any system stand in quotes."""
+    buffer = io.StringIO()
+    # With another line end csv.writer would leave a carriage return bare (Python 3.11), which ends a row for a reader.
+    writer = csv.writer(buffer, lineterminator="\r\n")
+    lines = []
+    for row in rows:
+        writer.writerow(row)
+        lines.append(buffer.getvalue()[:-2] + "\n")
+        buffer.seek(0)
+        buffer.truncate()
+    return "".join(lines)
+
+
 def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     """Writes `rows` (dicts; a missing key is an empty cell) under `columns`, atomically, with `\\n` line ends.
 
     Raises:
         ValueError: a row has a key that is not a column, which would be lost without a word.
     """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([format_cell(column) for column in columns])
+    lines = [[format_cell(column) for column in columns]]
     known = set(columns)
     for row in rows:
         if not known.issuperset(row):
             raise ValueError(f"{path}: no column for {sorted(set(row) - known)}")
-        writer.writerow([format_cell(row.get(column)) for column in columns])
-    cli.atomic_write(path, buffer.getvalue())
+        lines.append([format_cell(row.get(column)) for column in columns])
+    cli.atomic_write(path, csv_text(lines))
 
 
 def read_csv(path: str | os.PathLike) -> tuple[list[str], list[dict[str, Cell]]]:
     """The columns and rows that `write_csv` wrote.
 
     Raises:
-        UserError: the file is missing or a line has another number of cells than the header.
+        UserError: the file is missing or no table, or a line has another number of cells than the header.
     """
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8")
+        text = pathlib.Path(path).read_bytes().decode("utf-8")  # line ends inside of cells stay what they are
     except FileNotFoundError:
         raise cli.UserError(f"{path} does not exist; run the study that writes it first.") from None
     except UnicodeDecodeError:
         raise cli.UserError(f"{path} is not UTF-8 text; restore it or delete it and run the study again.") from None
     reader = csv.reader(io.StringIO(text, newline=""))
-    columns = [str(parse_cell(cell)) for cell in next(reader, [])]
+    try:
+        columns = [str(parse_cell(cell)) for cell in next(reader, [])]
+        lines = [(reader.line_num, cells) for cells in reader]
+    except csv.Error as error:
+        raise cli.UserError(
+            f"{path}, line {reader.line_num + 1}: {error}; restore the file or delete it and run the study again."
+        ) from error
     rows = []
-    for cells in reader:
+    for line, cells in lines:
         if len(cells) != len(columns):
             raise cli.UserError(
-                f"{path}, line {reader.line_num}: {len(cells)} cells where the header has {len(columns)}; "
+                f"{path}, line {line}: {len(cells)} cells where the header has {len(columns)}; "
                 "restore the file or delete it and run the study again."
             )
         rows.append({column: parse_cell(cell) for column, cell in zip(columns, cells, strict=True)})

@@ -1,10 +1,11 @@
 """Runs a study: trains its trials, evaluates them and writes the report.
 
 python -m research.main --config=configs/hpa.py [--config.KEY=VALUE …] [--workdir=DIR] [--allow_cpu] [--dry_run]
+    [--coordinator=HOST:PORT --num_processes=N --process_id=I [--peer_timeout=SECONDS]]
 
 The part after a colon chooses presets (configs/hpa.py:simple_cnn,smoke). The same command on the same folder continues
-where it stopped. Exit status: 0 finished, 2 a mistake in command, config or data, 75 stopped by SIGTERM or Ctrl-C with
-everything saved.
+where it stopped. Several processes make one job as research/scale/cluster.py says. Exit status: 0 finished, 2 a mistake
+in command, config or data, 75 stopped by SIGTERM or Ctrl-C with everything saved, 76 another process of the job died.
 """
 
 from research import memory
@@ -20,12 +21,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from input_pipeline import cli
+from research.scale import cluster
 from research.training.signals import run_and_leave
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The study: a file of configs/, with presets after a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run folder; default runs/<config name>[-<presets>].")
 _ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU although this machine has an accelerator.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only say which trials would be trained, in which cohorts, how long.")
+cluster.define_flags()
 
 
 def parse(argv: list[str]) -> None:
@@ -64,7 +67,8 @@ def main() -> int:
     workdir = _WORKDIR.value or "runs/" + "-".join([pathlib.Path(file).stem, *filter(None, presets.split(","))])
     from research import study  # imports JAX; --help and mistakes in flags answer without
 
-    return study.run(_CONFIG.value, pathlib.Path(workdir), allow_cpu=_ALLOW_CPU.value, dry_run=_DRY_RUN.value)
+    with cluster.joined():
+        return study.run(_CONFIG.value, pathlib.Path(workdir), allow_cpu=_ALLOW_CPU.value, dry_run=_DRY_RUN.value)
 
 
 if __name__ == "__main__":

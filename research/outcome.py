@@ -1,16 +1,17 @@
 """What is left of a trial when it is trained: predictions of every role, and its row in the ledger `trials.csv`."""
 
+import collections
 import functools
 import pathlib
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from research.models.flops import flops
 from research.models.initialize import count_parameters
 from research.report import tables
 from research.report.writer import MetricWriter
+from research.scale import cluster
 from research.training import build, start_weights
 from research.training.inference import Predictor
 from research.training.loop import Best
@@ -28,7 +29,8 @@ class Ledger:
 
     def __init__(self, path: pathlib.Path, trials: Sequence[build.Trial]) -> None:
         self.path = path
-        self._known = {row["id"]: row for row in tables.read_trials_csv(path)} if path.exists() else {}
+        stored = cluster.from_first(lambda: tables.read_trials_csv(path) if path.exists() else [])
+        self._known = {row["id"]: row for row in stored}
         self.rows: dict[str, dict] = {}
         self.add(trials)
 
@@ -54,7 +56,7 @@ class Ledger:
     def update(self, name: str, **values) -> None:
         """Changes a row and writes the file."""
         self.rows[name] |= values
-        if jax.process_index() == 0:
+        if cluster.is_first():
             tables.write_trials_csv(self.path, self.rows.values())
 
 
@@ -84,7 +86,11 @@ def finish(
         if not np.isfinite(rows).all():
             raise Diverged(f"Outputs for {role} are not finite; lower the learning rate.")
         maps = functools.partial(predictor.maps, best.variables, indices)
-        trial.task.write(folder / "predictions" / f"{trial.name}_{role}.csv", rows, maps, dataset, indices)
+        if cluster.is_first():
+            trial.task.write(folder / "predictions" / f"{trial.name}_{role}.csv", rows, maps, dataset, indices)
+        elif trial.task.segments:  # the maps of the first process take all processes to compute
+            collections.deque(maps(), maxlen=0)
+        cluster.from_first(lambda: None)
         if role != "unlabelled":
             metrics[role] = trial.task.metrics(build.build_loss(trial), rows, dataset, indices)
     _write_hparams(trial, folder, metrics)
@@ -120,6 +126,6 @@ def facts(trial: build.Trial, best: Best) -> dict:
 def _write_hparams(trial: build.Trial, folder: pathlib.Path, metrics: dict) -> None:
     """Enters the trial in TensorBoard's HPARAMS table."""
     flat = {k: v for k, v in flatten(trial.config.to_dict()).items() if isinstance(v, bool | int | float | str)}
-    writer = MetricWriter(folder / "tensorboard" / trial.name, active=jax.process_index() == 0)
+    writer = MetricWriter(folder / "tensorboard" / trial.name, active=cluster.is_first())
     writer.write_hparams(flat, {f"validation/{k}": v for k, v in metrics["validation"].items()})
     writer.close()

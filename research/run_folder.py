@@ -12,6 +12,7 @@ from importlib import metadata
 from ml_collections import ConfigDict
 
 from input_pipeline.cli import UserError, atomic_write
+from research.scale import cluster
 
 _PACKAGES = (
     "jax",
@@ -37,12 +38,16 @@ class RunFolder:
 
     def __init__(self, path: pathlib.Path, config: ConfigDict) -> None:
         self.path = path.absolute()
+        cluster.from_first(lambda: self._open(config))
+
+    def _open(self, config: ConfigDict) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / ".lock", "a+")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"Another run is at work in {path}; wait for it or choose another --workdir.") from error
+            text = f"Another run is at work in {self.path}; wait for it or choose another --workdir."
+            raise UserError(text) from error
         self._check_config(json.loads(config.to_json_best_effort()))
         for name in ("predictions", "report"):
             (self.path / name).mkdir(exist_ok=True)
@@ -75,7 +80,8 @@ class RunFolder:
             "commit": _commit(),
             "command": " ".join(["python -m research.main", *sys.argv[1:]]),
         }
-        atomic_write(self.path / "environment.json", json.dumps(environment, indent=1) + "\n")
+        if cluster.is_first():
+            atomic_write(self.path / "environment.json", json.dumps(environment, indent=1) + "\n")
         return environment
 
 

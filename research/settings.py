@@ -1,5 +1,7 @@
 """Which values of a config can no study mean? Each is refused by a sentence that names its key."""
 
+import re
+
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -60,6 +62,12 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"config.optimizer.layer_decay is {config.optimizer.layer_decay}; it must be above 0 and at most 1 (off)."
         )
+    profile = config.get("profile", "")  # finished runs of earlier versions have none of these keys and can be read
+    steps = re.fullmatch(r"(\d+):(\d+)", profile)
+    if profile and not (steps and int(steps[1]) < int(steps[2])):
+        raise UserError(f"config.profile is '{profile}'; write the first step and the one after the last: 10:20.")
+    if sum(config.get(name, False) for name in ("find_batch_size", "learning_rate_finder", "overfit_one_batch")) > 1:
+        raise UserError("set only one of config.find_batch_size, learning_rate_finder and overfit_one_batch.")
     for name in ("rates", "l2"):
         optimizers.pairs(config.optimizer[name], f"optimizer.{name}")
     if config.unfreeze.groups < 0:

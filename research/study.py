@@ -22,10 +22,11 @@ from research import outcome
 from research.outcome import ROLES, Ledger
 from research.report import assemble
 from research.run_folder import RunFolder
+from research.scale import budget, cluster, probes
 from research.search import execution as executions
 from research.search import preview, stages, sweep
 from research.search.execution import Execution, use_all_cores
-from research.search.trials import OverrideSet, override_sets
+from research.search.trials import OverrideSet, applied, override_sets
 from research.settings import validate
 from research.training import build, compilation, freezing, optimizers, pictures, sharding, start_weights, texts
 from research.training.loop import Training
@@ -50,13 +51,29 @@ def run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool = False, dry_
 
 def _run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool, dry_run: bool) -> int:
     validate(config)
-    spread = use_all_cores(config)
+    _check_job(config, dry_run)
+    spread = cluster.count() == 1 and use_all_cores(config)
     _check_devices(allow_cpu)
     programs = compilation.keep_programs()
-    stop = StopSignal()
+    stop = cluster.stop_signal()
     stop.install()
-    dataset = open_data(config, workdir)
-    more = functools.partial(expand, config, dataset, start_weights.read_records(workdir))
+    dataset = cluster.one_after_another(lambda: open_data(config, workdir))
+    records = cluster.from_first(lambda: start_weights.read_records(workdir))
+    mesh = sharding.make_mesh(jax.devices()[:1] if spread else None)
+    shared = SharedImages(workdir if cluster.is_first() and not dry_run else None)
+
+    def attach(trial: build.Trial) -> build.Trial:
+        return shared.attach(trial, mesh)
+
+    def plain(settings: ConfigDict) -> build.Trial:
+        trial, *_ = expand(settings, dataset, records, [OverrideSet("", {})])
+        check(trial)
+        return attach(trial)
+
+    if config.learning_rate_finder or config.overfit_one_batch:
+        return probes.run(plain(config), workdir, mesh, stop)
+    config = budget.settle(config, workdir, plain, mesh, stop)
+    more = functools.partial(expand, config, dataset, records)
     shared_search = sweep.is_sweep(config)
     trials = [] if shared_search else more()
     for trial in trials or more(sets=[OverrideSet("", {})]):
@@ -64,12 +81,6 @@ def _run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool, dry_run: bo
     executions.check(config, trials or more(sets=[OverrideSet("", {})]))
     if shared_search:
         sweep.check(config, dataset.multi_label, reach=not dry_run)
-    mesh = sharding.make_mesh(jax.devices()[:1] if spread else None)
-    shared = SharedImages(None if dry_run else workdir)
-
-    def attach(trial: build.Trial) -> build.Trial:
-        return shared.attach(trial, mesh)
-
     if dry_run:
         listed = more() if sweep.has_lists(config) else []
         preview.show(config, trials or listed, attach, stop)
@@ -79,7 +90,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool, dry_run: bo
     announce(config, dataset, trials or more(sets=[OverrideSet("", {})]), folder.path)
     ledger = Ledger(folder.path / "trials.csv", trials)
     report = folder.path / "report" / "metrics.json"
-    if not shared_search and ledger.finished() and report.exists():
+    if not shared_search and ledger.finished() and cluster.from_first(report.exists):
         print(f"The study in {workdir} is finished; read {workdir / 'report' / 'index.html'}.")
         return 0
 
@@ -94,9 +105,32 @@ def _run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool, dry_run: bo
     trials += stages.run(config, trials, execution, folder.path, more, dataset.multi_label)
     if config.search.latency:
         execution.measure_latency(trials)
-    assemble.report(folder.path, config, trials, environment, stop)
+    cluster.from_first(lambda: assemble.report(folder.path, config, trials, environment, stop))
     print(f"Finished: {workdir / 'report' / 'index.html'}")
     return 0
+
+
+def _check_job(config: ConfigDict, dry_run: bool) -> None:
+    """Refuses what does not go together."""
+    search = config.search
+    several = search.sampler or len(override_sets(search)) > 1
+    if several and config.find_batch_size:
+        raise UserError("config.find_batch_size is for a study of one setting; set config.batch_size for a search.")
+    if cluster.count() == 1:
+        return
+    refused = {
+        "--dry_run": dry_run,
+        "config.search.sampler": search.sampler,
+        "config.search.storage": search.storage,
+        "config.search.halving.budget": search.halving.budget < 1,
+        "config.search.dominance.coverage": search.dominance.coverage > 0,
+        "config.search.latency": search.latency,
+    }
+    if asked := [name for name, given in refused.items() if given]:
+        raise UserError(
+            f"{asked[0]} is not for a job of several processes, which trains one trial after another on all devices; "
+            "leave it out, or start one process for each host with a workdir of its own and one config.search.storage."
+        )
 
 
 def _check_devices(allow_cpu: bool) -> None:
@@ -165,9 +199,8 @@ def expand(
             raise UserError(
                 f"the trial {name} sets the unknown key {', '.join(unknown)}; configs/common.py lists all keys."
             )
-        changed = ConfigDict(config.to_dict())
         try:
-            changed.update_from_flattened_dict(overrides)
+            changed = applied(config, overrides)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the trial {name}: {' '.join(str(error).split())}.") from error
         validate(changed.lock())
@@ -314,7 +347,7 @@ class SharedImages:
         if wanted in ("ram", "device"):
             cache = self._caches.setdefault(key, DecodedCache(dataset, *key[:3], segmentation=masks))
         if wanted == "device" and self._device_key != key:
-            self.device_images = jax.device_put(cache.fill().array, sharding.replicated(mesh))
+            self.device_images = sharding.place(cache.fill().array, sharding.replicated(mesh))
             self._device_key = key
         elif wanted != "device":
             self.device_images, self._device_key = None, None

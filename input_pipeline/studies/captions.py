@@ -17,15 +17,14 @@ records that were taken, in proper CSV, with the contest's columns and numbers.
 """
 
 import collections
-import csv
 import dataclasses
 import hashlib
-import io
 import posixpath
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
+from input_pipeline import tabular
 from input_pipeline.cli import UserError
 from input_pipeline.raw import RawSource, printable
 from input_pipeline.studies import captions_table, csv_rows
@@ -214,14 +213,15 @@ def _natural(identifier: str) -> tuple:
 
 
 def cleaned(examples: Iterable[RawExample], labelled: bool) -> bytes:
-    """A table of the examples: ImageID, the contest's label numbers in ascending order if `labelled`, and Caption."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["ImageID", "Labels", "Caption"] if labelled else ["ImageID", "Caption"])
+    """A table of the examples: ImageID, the contest's label numbers in ascending order if `labelled`, and Caption.
+
+    A text that a spreadsheet would run as a formula has an apostrophe before it.
+    """
+    rows = [["ImageID", "Labels", "Caption"] if labelled else ["ImageID", "Caption"]]
     for example in examples:
         labels = [" ".join(str(NUMBERS[label]) for label in example.labels)] if labelled else []
-        writer.writerow([example.id, *labels, example.caption])
-    return text.getvalue().encode()
+        rows.append([tabular.safe_text(example.id), *labels, tabular.safe_text(example.caption)])
+    return tabular.csv_text(rows).encode()
 
 
 def _notes(tables: Sequence[Table], unused: Sequence[str], found: _Found, captions_only: bool) -> dict:

@@ -26,6 +26,17 @@ TABLE = (
     "mcc",
     "kappa",
 )
+# Those of examples with many labels.
+LABELS_TABLE = (
+    "accuracy",
+    "macro_f1",
+    "micro_f1",
+    "sample_f1",
+    "auroc_macro",
+    "auprc_macro",
+    "precision_macro",
+    "recall_macro",
+)
 NAMES = metrics.METRICS + ("brier",)
 # Replicates walked at once: five float64 rows of this length stay in a core's cache (160 kB).
 _WALK = 4096

@@ -12,6 +12,9 @@ import jax.numpy as jnp
 
 from research.losses.single_label import dense, mean_over_examples, without_padding
 
+# Below this a shifted probability counts as zero: its logarithm's derivative would overflow float32.
+_SMALLEST = 1e-30
+
 
 def smooth(targets: jax.Array, label_smoothing: float | jax.Array) -> jax.Array:
     """`y (1 - ε) + ε / 2`: the two-class case of Szegedy et al. 2016."""
@@ -76,8 +79,37 @@ def focal_binary(
     return _mean_over_classes(-targets * positive - (1.0 - targets) * negative, class_weights)
 
 
-# Below this a shifted probability counts as zero: its logarithm's derivative would overflow float32.
-_SMALLEST = 1e-30
+def focal_scalar(
+    logits: jax.Array,
+    targets: jax.Array,
+    class_weights: jax.Array | None = None,
+    *,
+    class_counts: jax.Array,
+    gamma: float | jax.Array = 2.5,
+    label_smoothing: float | jax.Array = 0.1,
+) -> jax.Array:
+    """`α (1 - e^{-b})^γ b` with the cross-entropy b of each class, mean over the classes; `[B]`, in nats.
+
+    The captions study's focal loss: its soft target stays inside b, so that the modulating factor sees it; the target
+    is smoothed over the classes, `y (1 - ε) + ε / K`; and `α = mean_c Σn / (K n_c)` of the labels' counts n is one
+    number for all classes, which balances nothing and only scales the loss.
+
+    Args:
+        logits: `[B, K]`.
+        targets: `[B, K]` in [0, 1].
+        class_weights: `[K]` or None.
+        class_counts: `[K]`, n.
+        gamma: focusing exponent, >= 0.
+        label_smoothing: ε in [0, 1).
+    """
+    logits, targets = dense(logits, targets)
+    counts = jnp.asarray(class_counts, jnp.float32)
+    alpha = jnp.mean(jnp.sum(counts) / (counts.size * counts))
+    targets = targets * (1.0 - label_smoothing) + label_smoothing / counts.size
+    terms = -targets * jax.nn.log_sigmoid(logits) - (1.0 - targets) * jax.nn.log_sigmoid(-logits)
+    # A term can be zero to rounding, where the power of 1 - e^{-b} has no finite gradient for γ < 1.
+    easy = -jnp.expm1(-jnp.maximum(terms, _SMALLEST))
+    return _mean_over_classes(alpha * easy**gamma * terms, class_weights)
 
 
 def asymmetric(

@@ -34,6 +34,7 @@ LOSSES: dict[str, tuple[Callable[..., jax.Array], bool | str | None]] = {
     "asymmetric_categorical": (imbalance.asymmetric_categorical, False),
     "sigmoid_cross_entropy": (multi_label.sigmoid_cross_entropy, True),
     "focal_binary": (multi_label.focal_binary, True),
+    "focal_scalar": (multi_label.focal_scalar, True),
     "asymmetric": (multi_label.asymmetric, True),
     "soft_f1": (multi_label.soft_f1, True),
     "bce_soft_f1": (multi_label.bce_soft_f1, True),

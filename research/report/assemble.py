@@ -1,17 +1,26 @@
 """Turns a finished run folder (ledger, metrics, predictions) into its report; may be run again at any time."""
 
-import csv
-import io
 import pathlib
 import shutil
 
 import numpy as np
 
-from input_pipeline import plotting
+from input_pipeline import label_counts, plotting
 from input_pipeline.cli import atomic_write
-from research.evaluation import calibration, metrics, predictions, score, thresholds
+from research.evaluation import calibration, metrics, score
 from research.losses import notes as loss_notes
-from research.report import choice, masks, page, plots, rank_curves, rivals, settings_table, tables
+from research.report import (
+    augmentations,
+    choice,
+    masks,
+    page,
+    plots,
+    rank_curves,
+    rivals,
+    settings_table,
+    submission,
+    tables,
+)
 from research.report import search as search_report
 from research.report.writer import MetricWriter, read_jsonl
 from research.training import start_weights
@@ -60,6 +69,7 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
                   "predictions/": "logits by image and role", "tensorboard/": "curves, images, PR curves"},
     }  # fmt: skip
     search, compared = None, choice.names_of(settings)
+    reference_trials = [trial.name for trial in settings.get(config.evaluation.reference, ())]
     if len(settings) > 1:
         context["provenance"]["statements"].append(
             f"The setting is the best of {len(settings)} by {metric} on {role}; that flatters its figures there, not "
@@ -71,17 +81,17 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
         stop.check()
         search = search_report.build(folder, ledger, config, multi_label)
         context["files"] |= search.files
-        compared = choice.compared(compared, chosen, search.members)
+        compared = choice.compared(compared, chosen, [*reference_trials, *search.members])
         compared |= {name: {config.seed: trials} for name, trials in search.compressed.items()}
     if scored is not None:
         stop.check()
         _add_scored(context, folder, config, members, scored, compared, stop)
-        context["settings"] |= {"chosen": chosen, "role": role}
+        context["settings"] |= {"chosen": chosen, "reference": config.evaluation.reference or chosen, "role": role}
     if segments:
         masks.add(context, masks.parts(folder, config, settings, members, stop))
     if (folder / start_weights.RECORD).exists():
         context["files"][start_weights.RECORD] = "pretrained weights by trial: file, hash, what was loaded and replaced"
-    if not segments and submission(folder, config, members):
+    if not segments and submission.write(folder, config, members):
         context["files"]["submission.csv"] = "labels of the unlabelled images, joined by id"
     page.write_page(folder, context, search)
 
@@ -96,7 +106,8 @@ def _add_scored(context: dict, folder, config, members, scored, compared: choice
 
         context["figures"] += explanations.figures(folder, members[0], scored, stop, evaluation.explain)
     seeds = {name: _of_seeds(folder, by_seed, config, multi_label) for name, by_seed in compared.items()}
-    rows = settings_table.build(seeds, context["chosen_trial"], found, scored, evaluation.bootstrap, config.seed)
+    reference = evaluation.reference or context["chosen_trial"]
+    rows = settings_table.build(seeds, reference, found, scored, evaluation.bootstrap, config.seed)
     context["settings"] = {"rows": rows, "cited": evaluation.cited}
     _comparison(folder, rows, context)
 
@@ -175,9 +186,9 @@ def _training_figures(folder: pathlib.Path, ledger: list[dict], chosen: list[str
     first = [row for row in rows if row["trial"] == chosen[0]]
     phases = list(dict.fromkeys((_phase_start(first, row["phase"]), row["phase"]) for row in first))
     phases = phases if len(phases) > 1 else ()
-    plots.learning_curves(rows, folder / "report" / "learning_curves.png", phases=phases, best=best)
+    plots.learning_curves(rows, folder / "report" / "training_metrics.png", phases=phases, best=best)
     caption = "Learning curves; the star marks the checkpoint that was chosen."
-    return [{"path": "learning_curves.png", "caption": caption, "section": "training"}]
+    return [{"path": "training_metrics.png", "caption": caption, "section": "training"}]
 
 
 def _phase_start(rows: list[dict], phase: str) -> int:
@@ -231,9 +242,19 @@ def _scored_parts(folder, config, members, scored, found, figures: list[dict]) -
             "section": "calibration",
         },
     ]
+    figures += _data_figures(out, members[0])
     parts |= _merged(config, scored)
     parts["mistakes"] = [] if members[0].dataset.genes else _mistakes(out, members[0].dataset, scored)
     return parts
+
+
+def _data_figures(out: pathlib.Path, trial) -> list[dict]:
+    label_counts.draw(trial.dataset, out / "label_distribution.png")
+    found = [{"path": "label_distribution.png", "caption": "Examples of each class by role.", "section": "data"}]
+    if augmentations.draw(out / "augmentations.png", trial):
+        caption = "What each augmentation of training does to the same images, as the network sees them."
+        found.append({"path": "augmentations.png", "caption": caption, "section": "data"})
+    return found
 
 
 def _merged(config, scored) -> dict:
@@ -313,40 +334,8 @@ def _of_seeds(folder, by_seed: dict, config, multi_label: bool) -> list[score.Sc
 
 
 def _comparison(folder, rows: list[dict], context: dict) -> None:
-    """Draws settings and rivals on the first headline metric."""
-    metric = context["headline"][0]["name"]
-    drawn = [{"name": row["name"], "kind": row["kind"]} | row["metrics"][metric] for row in rows]
-    plots.comparison(drawn, folder / "report" / "comparison.png", metric)
+    """Draws settings and rivals on the headline's metrics."""
+    metrics = [metric["name"] for metric in context["headline"]][:3]
+    plots.comparison(rows, folder / "report" / "model_comparison.png", metrics)
     caption = "Settings and trivial baselines on the same test images, 95 % intervals over groups."
-    context["figures"].insert(0, {"path": "comparison.png", "caption": caption, "section": "result"})
-
-
-def submission(folder: pathlib.Path, config, members) -> bool:
-    """Writes `submission.csv` for the role `unlabelled` (mean logits over the folds); False without such images.
-
-    Labels are class indices separated by spaces, decided with the thresholds fitted on calibration.
-    """
-    files = [folder / "predictions" / f"{t.name}_unlabelled.csv" for t in members]
-    if not all(file.exists() for file in files):
-        return False
-    parts = [predictions.read(file) for file in files]
-    multi_label = members[0].dataset.multi_label
-    probabilities, cuts = [], []
-    for trial, part in zip(members, parts, strict=True):
-        file = folder / "predictions" / f"{trial.name}_calibration.csv"
-        fitted = predictions.read(file) if file.exists() else None
-        temperature, own = score.fit(fitted, multi_label, config.evaluation)
-        probabilities.append(calibration.probabilities(part.logits, multi_label, temperature))
-        cuts.append(thresholds.fixed(len(part.class_names)) if own is None else own)
-    mean = np.mean(probabilities, axis=0)
-    if multi_label:
-        given = thresholds.decide(mean, np.mean(cuts, axis=0), config.evaluation.fallback)
-        labels = [" ".join(map(str, np.flatnonzero(row))) for row in given]
-    else:
-        labels = [str(k) for k in mean.argmax(axis=1)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(config.evaluation.submission_columns)
-    writer.writerows(zip(parts[0].ids, labels, strict=True))
-    atomic_write(folder / "submission.csv", text.getvalue())
-    return True
+    context["figures"].insert(0, {"path": "model_comparison.png", "caption": caption, "section": "result"})

@@ -136,12 +136,12 @@ def _comparison(folder, settings: Mapping[str, Sequence], baselines: Sequence[Ma
     for name, trials in settings.items():
         if own := pooled(folder, [trial.name for trial in trials if trial.config.seed == trials[0].config.seed]):
             rows.append(
-                {"name": name, "kind": "model"} | segmentation.estimates(own.pixels, own.groups, n, seed)["dice"]
+                {"name": name, "kind": "model", "metrics": segmentation.estimates(own.pixels, own.groups, n, seed)}
             )
-    rows += [{"name": rival["name"], "kind": "baseline"} | rival["metrics"]["dice"] for rival in baselines]
-    plots.comparison(rows, folder / "report" / "comparison.png", "dice")
+    rows += [{"name": rival["name"], "kind": "baseline", "metrics": rival["metrics"]} for rival in baselines]
+    plots.comparison(rows, folder / "report" / "model_comparison.png", ["dice"])
     caption = "Dice on the same test images, 95 % intervals over groups."
-    return [{"path": "comparison.png", "caption": caption, "section": "result"}]
+    return [{"path": "model_comparison.png", "caption": caption, "section": "result"}]
 
 
 def _galleries(folder: pathlib.Path, found: Masks, members: Sequence) -> list[dict[str, str]]:

@@ -268,35 +268,48 @@ def _finish_dot_axes(axes, names: Sequence[str], limits: tuple[float, float] | N
 def comparison(
     rows: Sequence[Mapping[str, Any]],
     path: str | os.PathLike,
-    metric: str = "macro_f1",
+    metrics: Sequence[str] = ("macro_f1",),
     title: str = "Beside the baselines",
     level: float = 0.95,
 ) -> None:
-    """Trials and baselines side by side on one metric, with intervals.
+    """Trials and baselines side by side on one metric or several, with intervals.
 
     Args:
-        rows: dicts with name, value, low, high (None: no interval) and kind ("model" or "baseline").
+        rows: dicts with name, kind ("model" or "baseline") and metrics: name -> {"value", "low", "high"} (None: no
+            interval).
         path: the PNG to write.
-        metric: name of the metric, for the axis.
+        metrics: one panel for each.
         title: text above.
         level: of the intervals, for the axis.
     """
-    with plotting.figure(path, 7.0, plotting.barh_height(len(rows), 0.3)) as canvas:
-        axes = canvas.subplots()
-        for kind, colour, marker in (("model", BLUE, "o"), ("baseline", VERMILLION, "D")):
-            chosen = [index for index, row in enumerate(rows) if row.get("kind", "model") == kind]
-            if chosen:
-                values, distances = _intervals([rows[index] for index in chosen], "value", "low", "high")
-                axes.errorbar(values, chosen, xerr=distances, fmt=marker, color=colour, capsize=3, linewidth=1.5,
-                              label="this study" if kind == "model" else kind)  # fmt: skip
-        reached = [_number(row.get("value")) for row in rows if row.get("kind") == "baseline"]
-        if reached and np.isfinite(reached).any():
-            axes.axvline(np.nanmax(reached), color=VERMILLION, linewidth=0.9, linestyle=":", zorder=0)
-        _finish_dot_axes(axes, [plotting.shorten(row["name"], 34) for row in rows], None)
-        axes.set_xlabel(f"{metric_name(metric)} (whiskers: {100 * level:g}% interval)")
-        axes.set_title(title)
+    width = 7.0 if len(metrics) == 1 else 2.6 + 2.6 * len(metrics)
+    with plotting.figure(path, width, plotting.barh_height(len(rows), 0.3)) as canvas:
+        panels = canvas.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
+        for axes, metric in zip(panels, metrics, strict=True):
+            own = [{"kind": row.get("kind", "model")} | row["metrics"].get(metric, {}) for row in rows]
+            _draw_compared(axes, own)
+            if axes is panels[0]:
+                _finish_dot_axes(axes, [plotting.shorten(row["name"], 34) for row in rows], None)
+            axes.set_xlabel(f"{metric_name(metric)} (whiskers: {100 * level:g}% interval)" if len(metrics) == 1
+                            else metric_name(metric))  # fmt: skip
+        if len(metrics) == 1:
+            panels[0].set_title(title)
+        else:
+            canvas.suptitle(f"{title}; whiskers: {100 * level:g}% interval")
         if len({row.get("kind", "model") for row in rows}) > 1:
-            canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+            canvas.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+
+
+def _draw_compared(axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    for kind, colour, marker in (("model", BLUE, "o"), ("baseline", VERMILLION, "D")):
+        chosen = [index for index, row in enumerate(rows) if row["kind"] == kind]
+        if chosen:
+            values, distances = _intervals([rows[index] for index in chosen], "value", "low", "high")
+            axes.errorbar(values, chosen, xerr=distances, fmt=marker, color=colour, capsize=3, linewidth=1.5,
+                          label="this study" if kind == "model" else kind)  # fmt: skip
+    reached = [_number(row.get("value")) for row in rows if row["kind"] == "baseline"]
+    if reached and np.isfinite(reached).any():
+        axes.axvline(np.nanmax(reached), color=VERMILLION, linewidth=0.9, linestyle=":", zorder=0)
 
 
 def reliability(curves: Mapping[str, Sequence[Mapping[str, float]]], path: str | os.PathLike) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from input_pipeline.loader import eval_batches
-from research.evaluation import baselines, keywords, metrics, score
+from research.evaluation import baselines, keywords, metrics, score, text_rivals
 from research.evaluation.baselines import Baseline
 from research.training.signals import StopSignal
 
@@ -25,8 +25,9 @@ def predict(members: Sequence, scored: score.Scored, seed: int, stop: StopSignal
     by_name = collections.defaultdict(list)
     k, multi_label = len(scored.class_names), scored.multi_label
     learners = _of_genes(members[0], k) if members[0].dataset.genes else _of_images(members[0], k, multi_label)
-    if members[0].text is not None and set(scored.class_names) <= set(keywords.WORDS):
-        learners.append(_of_keywords(members[0]))
+    captions = members[0].dataset.captions if multi_label else None
+    if captions is not None and set(scored.class_names) <= set(keywords.WORDS):
+        learners.append(_of_keywords(members[0], captions))
     for number, trial in enumerate(members):
         stop.check()
         dataset = trial.dataset
@@ -38,6 +39,9 @@ def predict(members: Sequence, scored: score.Scored, seed: int, stop: StopSignal
         for learn in learners:
             stop.check()
             found.append(learn(dataset.labels, fit_on, fitted, test))
+        roles = {"train": train, "validation": dataset.indices("validation"), "calibration": fitted, "test": test}
+        for kind in trial.config.evaluation.text_rivals if captions is not None else ():
+            found.append(text_rivals.rival(kind, captions, dataset.labels, roles, seed, stop.check))
         for baseline in found:
             by_name[baseline.name].append(baseline)
     return [
@@ -73,7 +77,12 @@ _Learner = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Baseline]
 
 
 def _of_images(trial, k: int, multi_label: bool) -> list[_Learner]:
-    """Regressions on colours, and with one label on pixels: with many it would be as many regressions."""
+    """Regressions on colours, and with one label on pixels: with many it would be as many regressions.
+
+    There are none where every image is a single pixel, as in a data set of captions alone.
+    """
+    if trial.config.image_size == 1:
+        return []
     colours = _Features(trial, baselines.histogram_features)
     pixels = _Features(trial, baselines.pixel_features)
 
@@ -90,9 +99,8 @@ def _of_images(trial, k: int, multi_label: bool) -> list[_Learner]:
     return [of_colours] if multi_label else [of_colours, of_pixels]
 
 
-def _of_keywords(trial) -> _Learner:
+def _of_keywords(trial, captions: Sequence[str]) -> _Learner:
     """A list of words for each label, which nobody has trained."""
-    captions = trial.dataset.captions
 
     def look_up(labels, fit_on, fitted, test) -> Baseline:
         found = keywords.keyword_rule([captions[i] for i in test], trial.dataset.class_names)

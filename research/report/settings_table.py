@@ -1,4 +1,4 @@
-"""How good is every setting of a comparison on test, in many metrics, and does it differ from the chosen one?
+"""How good is every setting of a comparison on test, in many metrics, and does it differ from one of them?
 
 One row per setting, such as a loss: the mean over its seeds, with 95 % intervals from a bootstrap that draws anew both
 the groups (patients) that happened to be tested and the seeds. All settings and rivals see the same draws, so that
@@ -30,7 +30,7 @@ class _Row:
 
 def build(
     settings: Mapping[str, Sequence[score.Scored]],
-    chosen: str,
+    reference: str,
     rivals: Sequence[Baseline],
     scored: score.Scored,
     resamples: int,
@@ -41,15 +41,15 @@ def build(
 
     Args:
       settings: name -> the test predictions of each seed. Those of other images than `scored`'s are left out.
-      chosen: the setting that all are compared with.
+      reference: the setting that all are compared with.
       rivals: predictions that follow the rows of `scored`.
-      scored: of one seed of the chosen setting.
+      scored: of one seed of any of these settings.
       resamples: of the bootstrap. seed: of its draws.
       metric: of the differences; "" = the task's first.
 
     Returns:
       {"name", "kind": "model" | "baseline", "seeds", "metrics": {name: {"value", "low", "high"}}, "difference"} each.
-      The difference is to the chosen setting, {"value", "low", "high", "p", "holm"}, or
+      The difference is to the reference, {"value", "low", "high", "p", "holm"}, or
       None for that one itself.
     """
     order = np.argsort(scored.ids, kind="stable")
@@ -73,8 +73,9 @@ def build(
         scored.groups[order],
         n=resamples,
         seed=seed,
+        names=replicates.LABELS_TABLE if scored.multi_label else replicates.TABLE,
     )
-    return _compared(rows, chosen, _of_rows(rows, drawn, seed), metric or score.HEADLINE[scored.multi_label][0])
+    return _compared(rows, reference, _of_rows(rows, drawn, seed), metric or score.HEADLINE[scored.multi_label][0])
 
 
 def _of_rows(rows: Sequence[_Row], drawn: replicates.Replicates, seed: int) -> list[dict[str, Any]]:
@@ -94,18 +95,18 @@ def _of_rows(rows: Sequence[_Row], drawn: replicates.Replicates, seed: int) -> l
     return result
 
 
-def _compared(rows: Sequence[_Row], chosen: str, values: Sequence[dict], metric: str) -> list[dict[str, Any]]:
-    position = [row.name for row in rows].index(chosen)
-    best, best_drawn = values[position][metric]
+def _compared(rows: Sequence[_Row], reference: str, values: Sequence[dict], metric: str) -> list[dict[str, Any]]:
+    position = [row.name for row in rows].index(reference)
+    base, base_drawn = values[position][metric]
     result, p_values = [], []
     for number, (row, own) in enumerate(zip(rows, values, strict=True)):
         entry: dict[str, Any] = {"name": row.name, "kind": row.kind, "seeds": len(row.models), "difference": None}
         entry["metrics"] = {name: _estimate(value, drawn) for name, (value, drawn) in own.items()}
         p_values.append(np.nan)
         if number != position:
-            differences = own[metric][1] - best_drawn
+            differences = own[metric][1] - base_drawn
             p_values[-1] = paired_tests.bootstrap_p(differences)
-            entry["difference"] = _estimate(own[metric][0] - best, differences) | {"p": p_values[-1]}
+            entry["difference"] = _estimate(own[metric][0] - base, differences) | {"p": p_values[-1]}
         result.append(entry)
     for entry, p in zip(result, paired_tests.holm(p_values), strict=True):
         if entry["difference"] is not None:
@@ -120,11 +121,14 @@ def _estimate(value: float, drawn: np.ndarray) -> dict[str, float | None]:
     return score.interval_of(value, tuple(np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()))
 
 
-def section(rows: Sequence[Mapping[str, Any]], chosen: str, role: str, cited: Sequence[tuple], metric: str) -> str:
+def section(
+    rows: Sequence[Mapping[str, Any]], chosen: str, reference: str, role: str, cited: Sequence[tuple], metric: str
+) -> str:
     """The rows as HTML, and below them figures of the literature, marked as cited.
 
     Args:
-      rows: of `build`. chosen: the setting in bold. role: that it was chosen on. metric: of the differences.
+      rows: of `build`. chosen: the setting in bold. reference: that all are compared with. role: that the chosen one
+        was chosen on. metric: of the differences.
       cited: (name, metric -> value), from publications.
     """
     names = list(rows[0]["metrics"])
@@ -137,7 +141,8 @@ def section(rows: Sequence[Mapping[str, Any]], chosen: str, role: str, cited: Se
         shown.append(line)
     shown += [{"setting": f"{name} (cited)"} | {n: values.get(n) for n in names} for name, values in cited]
     columns = {"setting": "setting", "seeds": "seeds", metric: metric_name(metric)}
-    columns |= {"difference": "minus that of the chosen", "p": "p", "holm": "p (Holm)"}
+    other = "the chosen" if reference == chosen else reference
+    columns |= {"difference": f"minus that of {other}", "p": "p", "holm": "p (Holm)"}
     columns |= {name: metric_name(name) for name in names if name != metric}
     text = "Means over seeds on the same test images; 95 % intervals over groups and seeds. "
     if sum(row["kind"] == "model" for row in rows) > 1:

@@ -302,7 +302,12 @@ def check(config: ConfigDict, trials: Sequence[Trial]) -> None:
     Raises:
       UserError: says what does not go together.
     """
-    search = config.search
+    search, reference = config.search, config.evaluation.reference
+    if reference and reference not in (names := {trial.setting for trial in trials}):
+        raise UserError(
+            f"config.evaluation.reference is '{reference}', which is no setting of this study; choose of "
+            f"{', '.join(sorted(names)[:12])}."
+        )
     stretches = [phases(trial.config, len(trial.train_indices)) for trial in trials]
     asked = {
         "halving.budget": search.halving.budget < 1,

@@ -3,10 +3,11 @@
     python -m research.search.pareto --ledger=metrics_log.csv --minimize="model_size(MB)" --maximize=val_accuracy
         --log="model_size(MB)" --out=front [--reference=10,0.2]
 
-writes `front.csv` (the rows as they are, in the order of the first objective), `front.png` (every pair of objectives),
-`parallel.png` (parallel coordinates), `front.html` (the same front, a row's values at the pointer, sortable tables) and
-`front.json` (hypervolume, knee, spacing and how they were computed). Rows with equal objectives are all kept; rows in
-which an objective is not a finite number are left out and listed.
+writes `front.csv` (the rows as they are, in the order of the first objective; a text that a spreadsheet would run as a
+formula gets an apostrophe), `front.png` (every pair of objectives), `parallel.png` (parallel coordinates), `front.html`
+(the same front, a row's values at the pointer, sortable tables) and `front.json` (hypervolume, knee, spacing and how
+they were computed). Rows with equal objectives are all kept; rows in which an objective is not a finite number are left
+out and listed.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from input_pipeline import cli
+from input_pipeline import cli, tabular
 from input_pipeline.cli import UserError
 from research.search import front as fronts
 from research.search import front_report
@@ -157,7 +158,8 @@ def main() -> None:
     found = find(*read_table(arguments.ledger), objectives, reference)
     out = pathlib.Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    cli.atomic_write(out / "front.csv", found.table.iloc[found.rows].to_csv(index=False, lineterminator="\n"))
+    rows = [found.table.columns, *found.table.iloc[found.rows].itertuples(index=False)]
+    cli.atomic_write(out / "front.csv", tabular.csv_text([tabular.safe_text(cell) for cell in row] for row in rows))
     front_report.draw_front(found, out / "front.png")
     front_report.draw_parallel(found, out / "parallel.png")
     cli.atomic_write(out / "front.html", front_report.page(found, pathlib.Path(arguments.ledger).name))

@@ -9,19 +9,24 @@ Every source that is not empty gives a list of override sets, and the trials are
     random   `count` draws: (("optimizer.learning_rate", ("log", 1e-4, 1e-1)), ("seed", ("integer", 0, 99)),
              ("model.head_dropout", ("uniform", 0.0, 0.5)), ("loss.name", ("choice", "focal", "hinge")))
 
-No two trials have the same settings, and none is left out.
+No two trials have the same settings, and none is left out. All of them begin from the setting that the finished run
+`base` chose, if it is named: an ablation of a comparison's winner.
 """
 
 import dataclasses
 import itertools
+import json
 import math
+import pathlib
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from input_pipeline.cli import UserError
+from research.report import tables
 from research.search import sheets
 
 
@@ -62,6 +67,9 @@ def override_sets(search) -> list[OverrideSet]:
         _drawn(parse_pairs("random", search.random), search.count, search.seed),
     ]
     sets = [_merged(parts) for parts in itertools.product(*filter(None, sources))]
+    if search.base:
+        winner = chosen_overrides(pathlib.Path(search.base))
+        sets = [dataclasses.replace(entry, overrides=winner | entry.overrides) for entry in sets]
     seen: dict[str, OverrideSet] = {}
     for number, entry in enumerate(sets):
         if (twin := seen.setdefault(repr(sorted(entry.overrides.items())), entry)) is not entry:
@@ -70,6 +78,44 @@ def override_sets(search) -> list[OverrideSet]:
                 "settings; remove one."
             )
     return sets
+
+
+def applied(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+    """A copy of `config` with other values; a dictionary takes the place of the one that was there.
+
+    Raises:
+      KeyError, TypeError, ValueError: an override does not fit the config.
+    """
+    changed = ConfigDict(config.to_dict())
+    for key in (key for key, value in overrides.items() if isinstance(value, Mapping)):
+        *groups, last = key.split(".")
+        place = changed
+        for group in groups:
+            place = place[group]
+        place[last] = ConfigDict()
+    changed.update_from_flattened_dict(dict(overrides))
+    return changed
+
+
+def chosen_overrides(run: pathlib.Path) -> dict[str, Any]:
+    """What the setting changed that a finished run chose, without its seed.
+
+    Args:
+      run: its folder.
+
+    Raises:
+      UserError: it is no finished run.
+    """
+    try:
+        chosen = json.loads((run / "report" / "metrics.json").read_text(encoding="utf-8"))["chosen_trial"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"config.search.base is {run}, which has no report that names a chosen setting; give the folder of a "
+            "finished run."
+        ) from error
+    rows = tables.read_trials_csv(run / "trials.csv")
+    (entry, *_) = [entry for entry in recorded_sets(rows) if entry.name == chosen] or [OverrideSet("", {})]
+    return {key: value for key, value in entry.overrides.items() if key != "seed"}
 
 
 def _merged(parts: Sequence[OverrideSet]) -> OverrideSet:

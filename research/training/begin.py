@@ -6,7 +6,8 @@ import jax
 
 from research.models.call_order import call_order
 from research.models.initialize import initialize
-from research.training import build, freezing, optimizers, start_weights, state
+from research.scale import cluster
+from research.training import build, freezing, optimizers, start_weights, state, texts
 from research.training.phases import Phase
 from research.training.signals import StopSignal
 
@@ -16,13 +17,14 @@ def variables(trial: build.Trial, folder: pathlib.Path, stop: StopSignal):
     model, key = build.build_model(trial), jax.random.key(trial.config.seed)
     size, channels = trial.config.image_size, trial.channels
     drawn = stop.interruptible(lambda: initialize(model, key, size, channels))
+    drawn = texts.with_weights(trial, drawn, folder)
     start = trial.start
     if start is None:
         return drawn
     modules, _ = call_order(model, size, channels)
     loaded, report = stop.interruptible(lambda: start.load(model, drawn, modules, channels))
     name = build.as_file_name(trial.name)
-    if jax.process_index() == 0:
+    if cluster.is_first():
         start_weights.write_record(folder, name, start, report)
     print(f"{name}: weights of {start.source}; {start_weights.RECORD} lists what was loaded.", flush=True)
     return loaded
@@ -46,4 +48,5 @@ def fresh_state(
         optimizers.on(trial.config.optimizer.ema),
         trial.num_classes,
         opt_state,
+        loss_scale=trial.config.model.dtype == "float16",
     )

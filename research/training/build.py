@@ -108,8 +108,8 @@ def compute_dtype(config: ConfigDict):
     """bfloat16 on GPU and TPU, float32 on CPU, unless the config says which."""
     if config.model.dtype == "auto":
         return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    if config.model.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"config.model.dtype is '{config.model.dtype}'; choose auto, float32 or bfloat16.")
+    if config.model.dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"config.model.dtype is '{config.model.dtype}'; choose auto, float32, bfloat16 or float16.")
     return jnp.dtype(config.model.dtype)
 
 
@@ -117,9 +117,9 @@ def build_model(trial: Trial, frozen: tuple[str, ...] = ()):
     """The Flax module of a trial."""
     settings, start = trial.config.model, trial.start
     options, variant = texts.model_options(settings, trial.text), start.variant if start else settings.variant
-    if start and start.part:  # the form of the encoder, not of the whole
-        own = {"variant": variant} if variant else {}
-        options["encoder_options"], variant = dict(options.get("encoder_options") or {}) | own, settings.variant
+    if start and start.part:  # the form of the part, not of the whole
+        own, place = {"variant": variant} if variant else {}, f"{start.part}_options"
+        options[place], variant = dict(options.get(place) or {}) | own, settings.variant
     return models.create(
         settings.name,
         num_classes=trial.num_classes,

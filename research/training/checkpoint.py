@@ -2,7 +2,7 @@
 
 orbax writes the arrays. Around it: all goes to a temporary folder which is renamed when complete, `manifest.json`
 holds the SHA-256 of every file, and a step that fails the check on restore is passed over for the one before it, aloud
-(orbax itself restores flipped bits silently).
+(orbax itself restores flipped bits silently). Of several processes the first one writes and reads, for all.
 """
 
 import hashlib
@@ -12,10 +12,13 @@ import pathlib
 import shutil
 
 import jax
+import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict
 
 from input_pipeline.cli import UserError
+from research.scale import cluster
+from research.training import sharding
 
 _MANIFEST = "manifest.json"
 _OVERHEAD = 2**20  # bytes of a checkpoint beside its arrays, generously
@@ -57,31 +60,45 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.folder = pathlib.Path(folder).absolute()
+        if not cluster.is_first():
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._orbax = ocp.StandardCheckpointer()
+        options = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+        only = {"multiprocessing_options": options} if jax.process_count() > 1 else {}
+        self._orbax = ocp.StandardCheckpointer(**only)
         for leftover in self.folder.glob(".tmp*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def steps(self) -> list[int]:
         """Steps with a folder, ascending."""
+        return cluster.from_first(self._steps)
+
+    def _steps(self) -> list[int]:
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+
+    def is_whole(self, step: int) -> bool:
+        """Whether `step` is there and as it was written."""
+        return cluster.from_first(lambda: step in self._steps() and not damage(self.folder / str(step)))
 
     def save(self, step: int, tree, meta: dict, best_step: int) -> None:
         """Writes arrays and JSON `meta` of `step` and returns when they are on disk; prunes to newest two + best."""
+        if cluster.count() > 1:  # parameters may be spread over the hosts
+            tree = jax.tree.map(sharding.to_host, tree)
+        cluster.from_first(lambda: self._save(step, tree, meta, best_step))
+
+    def _save(self, step: int, tree, meta: dict, best_step: int) -> None:
         temporary = self.folder / f".tmp.{step}"
-        if jax.process_index() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         self._write_arrays(temporary / "state", tree)
-        if jax.process_index() == 0:
-            content = json.dumps(meta | {"step": step, "shapes": shapes(tree)}, indent=1)
-            (temporary / "meta.json").write_text(content, encoding="utf-8")
-            (temporary / _MANIFEST).write_text(json.dumps({"sha256": _files(temporary)}, indent=1), encoding="utf-8")
-            _sync(temporary)
-            self._replace(temporary, self.folder / str(step))
-            for old in self.steps()[:-2]:
-                if old != best_step:
-                    shutil.rmtree(self.folder / str(old))
+        content = json.dumps(meta | {"step": step, "shapes": shapes(tree)}, indent=1)
+        (temporary / "meta.json").write_text(content, encoding="utf-8")
+        (temporary / _MANIFEST).write_text(json.dumps({"sha256": _files(temporary)}, indent=1), encoding="utf-8")
+        _sync(temporary)
+        self._replace(temporary, self.folder / str(step))
+        for old in self._steps()[:-2]:
+            if old != best_step:
+                shutil.rmtree(self.folder / str(old))
 
     def _write_arrays(self, path: pathlib.Path, tree) -> None:
         """Hands the arrays to orbax; a full disk is a UserError, seen beforehand where possible."""
@@ -121,7 +138,10 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, and all are damaged.
         """
-        steps = self.steps()
+        return cluster.from_first(self._latest)
+
+    def _latest(self) -> int | None:
+        steps = self._steps()
         for step in reversed(steps):
             problem = damage(self.folder / str(step))
             if not problem:
@@ -134,7 +154,8 @@ class Checkpoints:
 
     def meta(self, step: int) -> dict:
         """The JSON that was saved with `step`."""
-        return json.loads((self.folder / str(step) / "meta.json").read_text(encoding="utf-8"))
+        file = self.folder / str(step) / "meta.json"
+        return cluster.from_first(lambda: json.loads(file.read_text(encoding="utf-8")))
 
     def restore(self, step: int, template):
         """Arrays of `step` into a tree of ShapeDtypeStructs (with shardings).
@@ -149,7 +170,15 @@ class Checkpoints:
                     f"The checkpoint in {self.folder} belongs to another model: {name} is {stored.get(name)} there and "
                     f"{wanted.get(name)} here; choose another --workdir or the configuration that made it."
                 )
-        return self._orbax.restore(self.folder / str(step) / "state", template)
+        path = self.folder / str(step) / "state"
+        if jax.process_count() == 1:
+            return self._orbax.restore(path, template)
+        # Through the host: orbax has no arrays on the devices of one process of several.
+        arrays = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+        if cluster.is_first():
+            arrays = self._orbax.restore(path, arrays)
+        arrays = jax.tree.map(sharding.from_first, arrays)
+        return jax.tree.map(lambda value, like: sharding.place(value, like.sharding), arrays, template)
 
 
 def _sync(folder: pathlib.Path) -> None:

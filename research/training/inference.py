@@ -51,7 +51,7 @@ class Predictor:
         done = 0
         for logits, batch, count in self._batches(variables, indices):
             rows = [self._rows(own, batch) for own in logits]
-            found[:, done : done + count] = np.stack([np.asarray(own)[:count] for own in rows])
+            found[:, done : done + count] = np.stack([sharding.to_host(own)[:count] for own in rows])
             done += count
         return found
 
@@ -62,33 +62,49 @@ class Predictor:
           Stopped: a stop was asked for.
         """
         for (logits,), _, count in self._batches([variables], indices):
-            yield from np.asarray(decide(logits))[:count]
+            yield from sharding.to_host(decide(logits))[:count]
 
     def _batches(self, variables: Sequence[dict[str, Flat]], indices: np.ndarray) -> Iterator[tuple[list, dict, int]]:
         """Logits of each of `variables`, the batch on the devices, and how many of its rows are examples."""
         batches = eval_batches(**loader_arguments(self.trial, self.mesh), indices=indices, batch_size=self.batch_size)
         # Moved once, not for each batch.
-        variables = [jax.tree.map(self._on_devices, own) for own in variables]
+        variables = [self.place(own) for own in variables]
         for start, batch in zip(range(0, len(indices), self.batch_size), batches, strict=True):
             self.stop.check()
             batch = gather(sharding.put_batch(self.mesh, self._read(batch)), self.images)
-            image, captions = batch["image"], [batch[name] for name in ("caption",) if name in batch]
-            if self._compiled is None:
-                lowered = functools.partial(self._function.lower, variables[0], image, *captions)
-                self._compiled = self.stop.interruptible(lambda lowered=lowered: lowered().compile())
-            # Outside of jit, so that the views share one program; they are laid out like the batch.
-            rows = [tta_logits(functools.partial(self._apply, own, captions), image, self.views) for own in variables]
+            rows = [self.logits(own, batch) for own in variables]
             yield rows, batch, min(self.batch_size, len(indices) - start)
+
+    def place(self, variables: dict[str, Flat]) -> dict[str, Flat]:
+        """The variables on the devices; what lies there stays."""
+        return jax.tree.map(self._on_devices, variables)
+
+    def logits(self, variables: dict[str, Flat], batch: dict[str, jax.Array]) -> jax.Array:
+        """Logits float32 `[B, K]` of a batch that lies on the devices, averaged over the views.
+
+        Args:
+          variables: as `place` gives them.
+          batch: image `[B, ...]`, and caption int32 `[B, L]` where captions are read; B is that of the first call.
+
+        Raises:
+          Stopped: a stop was asked for during compilation.
+        """
+        image, captions = batch["image"], [batch[name] for name in ("caption",) if name in batch]
+        if self._compiled is None:
+            lowered = functools.partial(self._function.lower, variables, image, *captions)
+            self._compiled = self.stop.interruptible(lambda: lowered().compile())
+        # Outside of jit, so that the views share one program; they are laid out like the batch.
+        return tta_logits(functools.partial(self._apply, variables, captions), image, self.views)
 
     def _read(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Only what the evaluation reads."""
         return {name: value for name, value in batch.items() if name in self.trial.task.read_in_evaluation}
 
     def _on_devices(self, leaf: jax.Array | np.ndarray) -> jax.Array:
-        return leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf, sharding.replicated(self.mesh))
+        return leaf if isinstance(leaf, jax.Array) else sharding.place(leaf, sharding.replicated(self.mesh))
 
     def _apply(self, variables: dict[str, Flat], captions: list[jax.Array], images: jax.Array) -> jax.Array:
-        return self._compiled(variables, jax.device_put(images, sharding.over_batch(self.mesh)), *captions)
+        return self._compiled(variables, sharding.place(images, sharding.over_batch(self.mesh)), *captions)
 
 
 def gather(batch: dict[str, jax.Array], images: jax.Array | None) -> dict[str, jax.Array]:

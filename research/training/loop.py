@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 import pathlib
 
 import jax
@@ -22,6 +23,7 @@ from input_pipeline.loader import stage, train_batches
 from input_pipeline.sampling import Sampler
 from research.models.initialize import count_parameters
 from research.report.writer import JsonlLog, MetricWriter
+from research.scale import budget, cluster, pace, program
 from research.training import (
     begin,
     build,
@@ -34,7 +36,7 @@ from research.training import (
     state,
     steps,
 )
-from research.training.checkpoint import Checkpoints, damage
+from research.training.checkpoint import Checkpoints
 from research.training.control import Controls
 from research.training.phases import Phase, needs_layers, phases
 from research.training.signals import Clock, Stopped, StopSignal
@@ -69,7 +71,8 @@ class Training:
         self.phases = phases(self.config, len(self.indices))
         self.loss = build.build_loss(trial)
         self.folder = folder
-        self.clock = Clock()
+        self.clock, self.pace = Clock(), pace.Pace()
+        self.profile = pace.Profile(self.config.get("profile", ""), folder / "profile" / self.name, cluster.is_first())
         self.checkpoints = Checkpoints(folder / "checkpoints" / self.name)
         self.predictor = inference.Predictor(trial, mesh, stop)
         self.meta = {"phase": 0, "phase_start": 0, "done": False, "history": []}
@@ -95,13 +98,13 @@ class Training:
         self._initialize(step)
         if step is not None:
             print(f"{self.trial.name}: continuing from step {step}.", flush=True)
-        log = JsonlLog(self.folder / "metrics.jsonl")
+        log = JsonlLog(self.folder / "metrics.jsonl" if cluster.is_first() else os.devnull)
         log.truncate_after(self.name, -1)
         for row in self.meta["history"]:
             log.append(row)
         self.log = log
-        active = jax.process_index() == 0
-        self.writer = MetricWriter(self.folder / "tensorboard" / self.name, resume_step=step, active=active)
+        run = self.folder / "tensorboard" / self.name
+        self.writer = MetricWriter(run, resume_step=step, active=cluster.is_first())
         try:
             while self.meta["phase"] < len(self.phases):
                 self._run_phase(self.phases[self.meta["phase"]])
@@ -113,6 +116,7 @@ class Training:
                 self.save()
             raise
         finally:
+            self.profile.stop(self.state)
             log.close()
             self.writer.close()
 
@@ -146,7 +150,7 @@ class Training:
 
     def _set_state(self, value: state.TrainState) -> None:
         self.shardings = sharding.shardings(value, self.mesh, self.config.shard_parameters)
-        self.state = jax.device_put(value, self.shardings)
+        self.state = sharding.place(value, self.shardings)
 
     def _take_meta(self, step: int) -> None:
         stored = self.checkpoints.meta(step)
@@ -170,7 +174,7 @@ class Training:
             self.restore()
         digest, last, best = state.fingerprint(self.state), self._step(), self.controls.best_step
         if best != last:
-            if best in self.checkpoints.steps() and not damage(self.checkpoints.folder / str(best)):
+            if self.checkpoints.is_whole(best):
                 self._initialize(best)
             else:
                 logging.warning("The best checkpoint (step %d) is damaged; the last one (%d) is used.", best, last)
@@ -241,27 +245,25 @@ class Training:
         if self.train_step is None:
             with self.clock.measure("compile"):
                 self._compile(phase, batch, rate, first=done == 0)
+        self.profile.at(self.meta["phase_start"] + done, self.state)
         with self.clock.measure("step"):
             jax.block_until_ready(self.state.step)  # the batch was fetched while the step before was computed
+            self.pace.tick()
             self.state = self.train_step(self.state, batch, rate, self.images)
 
     def _compile(self, phase: Phase, batch, rate, first: bool) -> None:
-        parts = build.build_parts(self.trial, phase, self.layers, self.mesh)
-
-        def step(current, batch, rate, images):
-            return steps.train_step(parts, current, inference.gather(batch, images), rate)
-
+        parts, step = program.train_function(self.trial, phase, self.layers, self.mesh)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=self.shardings)
         self.train_step = self.stop.interruptible(lambda: jitted.lower(self.state, batch, rate, self.images).compile())
+        budget.check(self.trial, self.train_step, phase.batch_size, self.mesh, self.stop)
         if first and self.meta["phase"] == 0:
             self._show_batch(parts, batch)
 
     def _show_batch(self, parts: steps.StepParts, batch) -> None:
         """Writes up to eight augmented images of the first batch, stretched to the full range, to TensorBoard."""
         few = functools.partial(steps.prepare_batch, dataclasses.replace(parts, batch_sharding=None))
-        image = np.asarray(
-            jax.jit(lambda b, i: few(inference.gather(b, i), jax.random.key(0))["image"])(batch, self.images)
-        )[:8]
+        image = jax.jit(lambda b, i: few(inference.gather(b, i), jax.random.key(0))["image"])(batch, self.images)
+        image = sharding.to_host(image)[:8]
         low, high = image.min((1, 2, 3), keepdims=True), image.max((1, 2, 3), keepdims=True)
         self.writer.write_images(0, {"augmented": (image - low) / np.maximum(high - low, 1e-6) * 255.0})
 
@@ -270,19 +272,20 @@ class Training:
     def _log_train(self, phase: Phase, done: int) -> None:
         with self.clock.measure("step"):
             sums = jax.device_get(self.state.sums)
-        self.state = steps.reset_sums(self.state)
+        self.state = self.state.replace(sums=sharding.place(steps.reset_sums(self.state).sums, self.shardings.sums))
         skipped, streak = int(self.state.skipped), int(self.state.streak)
         count = max(1.0, float(sums["steps"]))
         seconds = self.clock.take("step") + self.clock.seconds.get("input", 0.0)
         speed = progress.speed(count * phase.batch_size, seconds, self.clock.take("input"))
+        speed |= self.pace.take() | pace.use(self.trial, speed["images_per_second"], self.mesh.size)
         row = self._row("train", phase, done) | self.trial.task.train_metrics(sums)
         row |= {"learning_rate": self.rate(done - 1) * self.controls.rate_factor, "skipped": skipped}
         self._write(row, speed)
         left = (phase.length.steps - done) * seconds / count
         print(
             f"{self.trial.name}  step {row['step']}  {phase.name} {done}/{phase.length.steps}  loss {row['loss']:.4f}  "
-            f"{speed['images_per_second']:.0f} images/s  input {100 * speed['input_wait_share']:.0f}%  "
-            f"ETA {progress.minutes(left)}",
+            f"{speed['images_per_second']:.0f} images/s  input {100 * speed['input_wait_share']:.0f}%"
+            f"{pace.in_words(speed)}  ETA {progress.minutes(left)}",
             flush=True,
         )
         if skipped and self.config.nonfinite == "abort":
@@ -297,6 +300,7 @@ class Training:
         last = self.meta["history"][-1] if self.meta["history"] else {}
         if last.get("split") == "validation" and last["step"] == step:
             return
+        self.pace.pause()
         with self.clock.measure("evaluate"):
             indices = self.trial.dataset.indices("validation")
             rows = self.predictor(self.state.evaluated(), indices)
@@ -349,8 +353,9 @@ class Training:
                 "step": self._step() - self.meta["phase_start"],
             },
         }
-        self.writer.flush()
-        self.log.flush()
+        if cluster.is_first():
+            self.writer.flush()
+            self.log.flush()
         with self.clock.measure("save"):
             self.checkpoints.save(
                 self._step(), state.to_tree(self.state), json.loads(json.dumps(meta)), self.controls.best_step

@@ -10,14 +10,19 @@ from collections.abc import Iterable, Mapping
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from research.scale import cluster
 
 AXIS = "data"
 
 
 def make_mesh(devices=None) -> Mesh:
-    """A one-dimensional mesh over `devices` (default: all of all hosts)."""
-    return Mesh(np.asarray(devices if devices is not None else jax.devices()), (AXIS,))
+    """A one-dimensional mesh over `devices` (default: all of all hosts, those of a host side by side)."""
+    if devices is None:
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(devices), (AXIS,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -43,6 +48,45 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
         for name, value in batch.items()
         if name != "id"
     }
+
+
+def place(tree, where):
+    """Puts arrays, of which every process has the whole, on the devices.
+
+    Args:
+      where: a sharding, or one for each array; already global arrays are moved where they are not there yet.
+    """
+    if cluster.count() == 1:
+        return jax.device_put(tree, where)
+    if isinstance(where, NamedSharding):
+        return jax.tree.map(lambda leaf: _global(leaf, where), tree)
+    return jax.tree.map(_global, tree, where)
+
+
+def _global(leaf, sharding: NamedSharding) -> jax.Array:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        if leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+            return leaf
+        return jax.jit(lambda array: array, out_shardings=sharding)(leaf)
+    value = np.asarray(leaf)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def to_host(leaf) -> np.ndarray:
+    """The whole array on every host; all processes must ask for it."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    return np.asarray(leaf)
+
+
+def from_first(value: np.ndarray) -> np.ndarray:
+    """The array of process 0, bit for bit, in all processes; the others give one of the same shape and type."""
+    if cluster.count() == 1:
+        return value
+    # As bytes: the sum behind the broadcast would make 0.0 of -0.0.
+    value = np.asarray(value)
+    sent = multihost_utils.broadcast_one_to_all(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+    return np.asarray(sent).view(value.dtype).reshape(value.shape)
 
 
 def spec_of(path: str, shape: tuple[int, ...], rules: Iterable[str], devices: int) -> PartitionSpec:

@@ -54,7 +54,7 @@ class Start:
         """
         plan = self.plan or read_plan(self.model, self.variant, self.file)
         if self.part:
-            return encoder_weights.load(plan, model, variables, channels)
+            return encoder_weights.load(plan, self.part, model, variables, channels)
         return plan.load(model, variables, modules)
 
     def record(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Starts:
         self._plans: dict[tuple[str, str, str], Any] = {}
 
     def settle(self, settings, trial: str) -> Start | None:
-        """The start of a trial with the settings config.model, or None without weights.
+        """The start of a trial with the settings config.model, or None without weights or what they are for.
 
         Raises:
           UserError: the file is missing, unreadable or changed since the run began.
@@ -89,15 +89,16 @@ class Starts:
         if not settings.weights:
             return None
         name, part, variant = settings.name, "", settings.variant
-        file = settings.weights.replace("{name}", encoder_weights.family(settings) or name)
+        own_part, family = encoder_weights.part(settings)
+        if own_part and not family:
+            return None
+        file = settings.weights.replace("{name}", family or name)
         stored = self.records.get(trial)
         if stored:
             name, part, variant = stored["model"], stored.get("part", ""), stored["variant"]
-        elif (encoder := encoder_weights.family(settings)) and not encoder_weights.holds_whole(
-            read_plan(encoder, "", file)
-        ):
-            name, part = encoder, encoder_weights.PART
-            variant = (settings.options.get("encoder_options") or {}).get("variant", "")
+        elif family and not encoder_weights.holds_whole(read_plan(family, "", file), own_part):
+            name, part = family, own_part
+            variant = (settings.options.get(f"{part}_options") or {}).get("variant", "")
         key = (name, variant, file)
         try:
             if key not in self._plans:

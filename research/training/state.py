@@ -11,7 +11,10 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from research.training import sharding
+
 Flat = dict[str, jax.Array]  # arrays by path, "backbone/conv/kernel"
+FIRST_SCALE = 2.0**15  # of the loss in float16; below its greatest number, 65504
 
 
 @flax.struct.dataclass
@@ -26,6 +29,7 @@ class TrainState:
       ema: {"params", "batch_stats"} averaged, or {}.
       skipped, streak: int32 [], steps left out because they were not finite: all, and in a row.
       sums: float32 sums of the training metrics since the last log line.
+      scale: {"factor": float32 [], "good": int32 []} of a loss that is computed in float16 (`steps.rescaled`), or {}.
     """
 
     step: jax.Array
@@ -37,6 +41,7 @@ class TrainState:
     skipped: jax.Array
     streak: jax.Array
     sums: dict[str, jax.Array]
+    scale: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
 
     def evaluated(self) -> dict[str, Flat]:
         """The variables that evaluation and predictions use: the averaged ones where there are any."""
@@ -72,6 +77,7 @@ def create(
     ema: bool,
     num_classes: int,
     opt_state: Any = None,
+    loss_scale: bool = False,
 ) -> TrainState:
     """A fresh state from Flax `variables` ({"params", "batch_stats"}, nested), with `opt_state` if there is one."""
     params, stats = flatten(variables["params"]), flatten(variables.get("batch_stats", {}))
@@ -88,6 +94,7 @@ def create(
         skipped=jnp.zeros((), jnp.int32),
         streak=jnp.zeros((), jnp.int32),
         sums=zero_sums(num_classes),
+        scale={"factor": jnp.float32(FIRST_SCALE), "good": jnp.int32(0)} if loss_scale else {},
     )
 
 
@@ -111,7 +118,7 @@ def fingerprint(state: TrainState) -> str:
     """SHA-256 over names, shapes, types and bytes of all arrays of the state."""
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten_dict(to_tree(state)).items()):
-        array = np.asarray(leaf)
+        array = sharding.to_host(leaf)
         digest.update(f"{'/'.join(path)} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -8,8 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from research.models.lowering import on_cpu
 from research.training import task as tasks
 from research.training.state import Flat, TrainState, flatten, nest, zero_sums
+
+_GOOD_STEPS, _GREATEST_SCALE = 2000, 2.0**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +110,7 @@ def batch_loss(parts: StepParts, logits: jax.Array, target: jax.Array, valid: ja
 
 
 def _whole(parts: StepParts, state: TrainState, batch, key):
-    """(loss, logits, statistics, gradients) in one forward and backward pass.
+    """(loss, logits, statistics, gradients of the scaled loss) in one forward and backward pass.
 
     Frozen parameters are constants of the objective: below the lowest trained layer nothing is kept for a backward pass
     and none is made, and above it XLA drops the frozen layers' kernel gradients, which nobody reads.
@@ -115,10 +118,11 @@ def _whole(parts: StepParts, state: TrainState, batch, key):
 
     def objective(trainable: Flat):
         logits, stats = _apply(parts, state.params | trainable, state.batch_stats, model_inputs(batch), key)
-        return batch_loss(parts, logits, batch["target"], batch["valid"]), (logits, stats)
+        loss = batch_loss(parts, logits, batch["target"], batch["valid"])
+        return _scaled(state, loss), (loss, logits, stats)
 
     trainable = {p: state.params[p] for p in parts.trainable}
-    (loss, (logits, stats)), gradients = jax.value_and_grad(objective, has_aux=True)(trainable)
+    (_, (loss, logits, stats)), gradients = jax.value_and_grad(objective, has_aux=True)(trainable)
     return loss, logits, stats, gradients
 
 
@@ -146,14 +150,15 @@ def _accumulated(parts: StepParts, state: TrainState, batch, key):
     if not parts.loss.per_example:
         _, logits = _over_parts(forward, state.batch_stats, (model_inputs(micro), keys), k)
         logits = logits.reshape(-1, *logits.shape[2:])
-        cached = jax.grad(lambda z: batch_loss(parts, z, batch["target"], batch["valid"]))(logits)
+        cached = jax.grad(lambda z: _scaled(state, batch_loss(parts, z, batch["target"], batch["valid"])))(logits)
         cached = cached.reshape(k, -1, *cached.shape[1:])
 
     def backward(carry, part):
         stats, gradients = carry
         given, key, target, valid, *cotangent = part
         logits, pull, stats = jax.vjp(lambda p: run(p, stats, given, key), trainable, has_aux=True)
-        at_logits = cotangent[0] if cotangent else jax.grad(lambda z: batch_loss(parts, z, target, valid))(logits)
+        own = jax.grad(lambda z: _scaled(state, batch_loss(parts, z, target, valid)))
+        at_logits = cotangent[0] if cotangent else own(logits)
         (new,) = pull(at_logits)
         return (stats, jax.tree.map(jnp.add, gradients, new)), logits
 
@@ -166,7 +171,7 @@ def _accumulated(parts: StepParts, state: TrainState, batch, key):
 
 def _over_parts(function, carry, inputs, k: int):
     """`lax.scan`, unrolled on CPU, where convolutions inside loops are several times slower (jax issue 12868)."""
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return jax.lax.scan(function, carry, inputs)
     outputs = []
     for i in range(k):
@@ -210,6 +215,8 @@ def update(parts: StepParts, state: TrainState, batch: dict[str, jax.Array], rat
     dropout_key = jax.random.split(key)[1]
     gradient = _whole if parts.accumulate == 1 else _accumulated
     loss, logits, stats, gradients = gradient(parts, state, batch, dropout_key)
+    if state.scale:
+        gradients = jax.tree.map(lambda g: g / state.scale["factor"], gradients)
     trainable = {p: state.params[p] for p in parts.trainable}
     for path in parts.penalties.keys() & trainable.keys():
         gradients[path] = gradients[path] + 2.0 * parts.penalties[path] * trainable[path]
@@ -223,8 +230,43 @@ def update(parts: StepParts, state: TrainState, batch: dict[str, jax.Array], rat
         params=params, batch_stats=stats, opt_state=opt_state, ema=ema, sums=jax.tree.map(jnp.add, state.sums, sums)
     )
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-    bad = 1 - finite.astype(jnp.int32)
-    return kept.replace(step=state.step + 1, skipped=state.skipped + bad, streak=bad * (state.streak + 1))
+    bad, scale = 1 - finite.astype(jnp.int32), {}
+    if state.scale:
+        sound = jnp.isfinite(loss) & jnp.isfinite(jnp.sum(batch["image"]))
+        scale, forgiven = rescaled(state.scale, sound, finite)
+        bad = jnp.where(forgiven, 0, bad)
+    return kept.replace(
+        step=state.step + 1, skipped=state.skipped + bad, streak=bad * (state.streak + 1), scale=scale
+    )
+
+
+def _scaled(state: TrainState, loss: jax.Array) -> jax.Array:
+    """The loss that is differentiated: times a factor in float16, whose least numbers gradients would fall below."""
+    return loss * state.scale["factor"] if state.scale else loss
+
+
+def rescaled(
+    scale: dict[str, jax.Array], sound: jax.Array, finite: jax.Array
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Dynamic loss scaling (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2).
+
+    The factor is halved when gradients overflow, and doubled after `_GOOD_STEPS` steps in a row without.
+
+    Args:
+      sound: bool [], whether images and loss were finite. finite: bool [], whether loss and gradients were.
+
+    Returns:
+      The new scale, and whether the step was left out for the factor's sake: images and loss were finite and the
+      factor can still be halved. Such a step counts as neither skipped nor diverged.
+    """
+    factor, good = scale["factor"], scale["good"]
+    overflow = sound & ~finite
+    forgiven = overflow & (factor > 1.0)
+    good = jnp.where(finite, good + 1, 0)
+    due = good >= _GOOD_STEPS
+    grown = jnp.where(due, jnp.minimum(factor * 2, _GREATEST_SCALE), factor)
+    factor = jnp.where(overflow, jnp.maximum(factor / 2, 1.0), grown)
+    return {"factor": factor, "good": jnp.where(due, 0, good).astype(jnp.int32)}, forgiven
 
 
 def _with_due_weights(parts: StepParts, step: jax.Array) -> StepParts:

@@ -43,6 +43,9 @@ class Classification:
 
     def check(self, trial) -> None:
         """Raises `UserError` where the trial's config asks for what this task does not have."""
+        names, k = trial.config.evaluation.submission_labels, trial.num_classes
+        if names and len(names) != k:
+            raise UserError(f"config.evaluation.submission_labels has {len(names)} labels for {k} classes; write each.")
 
     def labelled(self, batch: Batch, num_classes: int, multi_label: bool) -> Batch:
         """The batch with its labels as dense `target` float32 `[B, K]`, before it is augmented."""

@@ -1,19 +1,25 @@
-"""How do the captions of a data set become token ids for a network?
+"""How do the captions of a data set become token ids for a network, and with which weights does it begin to read?
 
 A tokeniser is fitted to the captions of a trial's training examples, which is quick and always gives the same, so that
-nothing has to be kept beside the run's config and data set.
+nothing has to be kept beside the run's config and data set. The encoder `bert` with the option `folder` begins with the
+weights there; what was loaded stands in `text_weights.json` of the run folder, by trial.
 """
 
 import functools
 import json
+import pathlib
+from typing import Any
 
+import jax
 import numpy as np
 
-from input_pipeline.cli import UserError
-from research.text import encoders, tokenizers
+from input_pipeline.cli import UserError, atomic_write
+from research.evaluation import text_rivals
+from research.text import bert_weights, encoders, tokenizers
 from research.text.tokenizers_base import Tokenizer
 
 MODEL = "captioned"
+RECORD = "text_weights.json"
 
 
 class Text:
@@ -102,7 +108,43 @@ def check(trial) -> None:
     Raises:
       UserError: names the first one.
     """
+    for kind in trial.config.evaluation.text_rivals:
+        text_rivals.name_of(kind)
+    if source := _pretrained(trial):
+        bert_weights.find(source)
     if trial.text is not None:
         for name in ("mixup", "cutmix"):
             if trial.config.data.augment[name]:
                 raise UserError(f"config.data.augment.{name} cannot mix captions; set it to 0.")
+
+
+def _pretrained(trial) -> str:
+    """The folder of the text encoder's weights; "" without."""
+    options = trial.config.model.options
+    if trial.text is None or options.get("text") != "bert":
+        return ""
+    return (options.get("text_options") or {}).get("folder", "")
+
+
+def with_weights(trial, variables: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+    """The drawn variables of a trial's model, with the weights of its text encoder in them if there are some.
+
+    Args:
+      trial: training.build.Trial.
+      variables: {"params", "batch_stats"}, nested.
+      folder: the run folder, where the record is kept.
+
+    Raises:
+      UserError: the weights are missing, damaged, or of another network.
+    """
+    if not (source := _pretrained(trial)):
+        return variables
+    params = variables["params"]
+    loaded, report = bert_weights.load(source, params["backbone"]["text"])
+    if jax.process_index() == 0:
+        file = folder / RECORD
+        records = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        atomic_write(file, json.dumps(records | {trial.name: report}, indent=1, sort_keys=True) + "\n")
+    print(f"{trial.name}: text weights of {report['file']}; {RECORD} lists what was loaded.", flush=True)
+    backbone = {**params["backbone"], "text": loaded}
+    return {**variables, "params": {**params, "backbone": backbone}}

@@ -6,11 +6,13 @@ Runs where torch 2.13 and torchvision 0.28 are installed, never in the test suit
     VENV/bin/pip install --no-deps torchvision==0.28.0
     VENV/bin/python tests/golden/make_augment_golden.py
 
-Writes augment_geometry.npz, augment_color.npz, augment_auto.npz, augment_mix.npz and augment_draw.npz beside
-itself. Images are stored as uint8 [N, H, W, C] and float results as float32 in 0..255. In augment_draw.npz
-torchvision's own `make_params` was run on recorded uniform numbers in place of its random generator.
+Writes augment_geometry.npz, augment_color.npz, augment_auto.npz, augment_mix.npz, augment_draw.npz and
+augment_captions.npz beside itself. Images are stored as uint8 [N, H, W, C] and float results as float32 in
+0..255. In augment_draw.npz torchvision's own `make_params` was run on recorded uniform numbers in place of its
+random generator; in augment_captions.npz whole transforms, those of the captions study with its settings.
 """
 
+import itertools
 import math
 import pathlib
 import unittest.mock
@@ -286,8 +288,54 @@ def draw() -> dict[str, np.ndarray]:
     return result
 
 
+def captions() -> dict[str, np.ndarray]:
+    """Each operation of the captions study alone, drawn and applied to 7 images by torchvision itself."""
+    own = np.random.default_rng(11)
+    count, height, width = 7, 19, 16
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x * a + y * b + c) for a, b, c in own.uniform(0.1, 0.9, (count * 3, 3))]
+    smooth = np.stack(waves).reshape(count, 3, height, width).transpose(0, 2, 3, 1)
+    images = np.clip(127 + 100 * smooth + own.normal(0, 15, smooth.shape), 0, 255).astype(np.uint8)
+    bilinear = v2.InterpolationMode.BILINEAR
+    # Name -> transform, numbers of our table that its continuous draws are, and those of its whole ones.
+    transforms = {
+        "resized_crop": (v2.RandomResizedCrop((height, width)), "crop", slice(0, 20), [20, 21]),
+        "rotation": (v2.RandomRotation(20, bilinear, fill=None), "affine", [0], []),
+        "affine": (v2.RandomAffine(0, (0.1, 0.1), (0.8, 1.2), None, bilinear, None), "affine", slice(0, 4), []),
+        "brightness": (v2.ColorJitter(brightness=0.3), "jitter", [0], []),
+        "contrast": (v2.ColorJitter(contrast=0.3), "jitter", [1], []),
+        "saturation": (v2.ColorJitter(saturation=0.3), "jitter", [2], []),
+        "jitter": (v2.ColorJitter(0.3, 0.3, 0.3), "jitter", slice(0, 3), []),
+        "erasing": (v2.RandomErasing(p=0.3, scale=(0.02, 0.2)), "erase", slice(0, 20), [21, 22]),
+    }
+    result = {"images": images}
+    for table, places in {"dihedral": 3, "affine": 5, "crop": 22, "jitter": 5, "erase": 23}.items():
+        result[f"{table}_numbers"] = own.random((count, places), dtype=np.float32)
+    orders = list(itertools.permutations(range(3)))
+    for name, (transform, table, continuous, whole) in transforms.items():
+        outputs = []
+        for row, numbers in enumerate(result[f"{table}_numbers"]):
+            image = real(images[row : row + 1])
+            order = orders[min(int(numbers[4] * np.float32(6)), 5)] if name == "jitter" else ()
+            hue = (3,) if name == "jitter" else range(len(order), 4)
+            permutation = torch.tensor([*order, *hue])
+            with Numbers(numbers[continuous], numbers[whole]):
+                with unittest.mock.patch.object(torch, "randperm", lambda _, chosen=permutation: chosen):
+                    drawn = transform.make_params([image])
+            applied = name != "erasing" or numbers[20] < np.float32(0.3)
+            outputs.append(array(transform.transform(image, drawn) if applied else image)[0])
+        result[name] = np.stack(outputs)
+    pairs = zip(images, result["dihedral_numbers"][:, 1] < 0.5, strict=True)
+    result["flip_horizontal"] = np.stack(
+        [array(F.horizontal_flip(tensor(image)) if flip else tensor(image)) for image, flip in pairs]
+    )
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    result["normalized"] = F.normalize(real(images), mean, std).movedim(-3, -1).numpy()
+    return result
+
+
 if __name__ == "__main__":
-    for make in (geometry, color, auto, mix, draw):
+    for make in (geometry, color, auto, mix, draw, captions):
         path = FOLDER / f"augment_{make.__name__}.npz"
         np.savez_compressed(path, **make())
         print(path.name, path.stat().st_size, "bytes")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from input_pipeline import augment
+from input_pipeline import augment, normalize
 from input_pipeline.augment_random import PLACES, RESERVED, fractions, row_keys
 from input_pipeline.cli import UserError
 
@@ -127,6 +127,44 @@ def test_what_is_off_is_left_out_of_the_program():
     assert "random_bits" not in program({}) and "threefry" not in program({})
     one_read = program({"rotation": 20.0, "interpolation": "nearest", "dihedral": True, "shear": 3.0})
     assert one_read.count("gather[") == 1
+
+
+CAPTIONS = {
+    "resized_crop": {"resized_crop": (0.08, 1.0)},
+    "flip_horizontal": {"flip_horizontal": True},
+    "rotation": {"rotation": 20.0},
+    "affine": {"translate": 0.1, "scale": (0.8, 1.2)},
+    "brightness": {"brightness": 0.3},
+    "contrast": {"contrast": 0.3},
+    "saturation": {"saturation": 0.3},
+    "jitter": {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3},
+    "erasing": {"erasing": 0.3, "erasing_area": (0.02, 0.2)},
+}
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_operations_of_the_captions_study_equal_torchvision_s_transforms_for_the_same_numbers(name, monkeypatch):
+    """Drawing and applying, as a config asks for them, beside whole transforms of torchvision v2."""
+    golden = np.load(ROOT / "tests/golden/augment_captions.npz")
+    tables = {table: jnp.asarray(golden[f"{table}_numbers"]) for table in ("dihedral", "affine", "crop", "jitter")}
+    tables["erase"] = jnp.asarray(golden["erase_numbers"])
+    if name == "rotation":  # theirs turns the other way round
+        tables["affine"] = 1 - tables["affine"]
+    monkeypatch.setattr(augment, "fractions", lambda keys: tables)
+    chosen = augment.build({**CAPTIONS[name], "rotation_fill": "constant"})
+    ours = np.asarray(jax.jit(chosen)(jax.random.key(0), {"image": jnp.asarray(golden["images"])})["image"])
+    assert np.any(np.abs(golden[name] - golden["images"]) > 1)
+    if name != "rotation":
+        np.testing.assert_allclose(ours, golden[name], atol=0.02)
+        return
+    different = np.mean(np.abs(ours - golden[name]) > 0.02)  # where rounding decides what is outside
+    assert different < 0.004, different
+
+
+def test_normalisation_of_imagenet_equals_torchvision():
+    golden = np.load(ROOT / "tests/golden/augment_captions.npz")
+    function = normalize.make("fixed", {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]})
+    np.testing.assert_allclose(function(jnp.asarray(golden["images"])), golden["normalized"], atol=2e-6)
 
 
 @pytest.mark.parametrize(

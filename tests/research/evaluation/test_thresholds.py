@@ -27,6 +27,52 @@ def test_per_class_thresholds_reach_the_best_f1_there_is(seed, decimals):
         assert np.array_equal(thresholds.decide(scores, found, "none")[:, c], scores[:, c] >= found[c])
 
 
+def random_case(number):
+    """Scores and labels of one class: continuous, with ties, constant, extreme; few, all or no positives."""
+    generator = np.random.default_rng(number)
+    size = int(generator.integers(1, 40))
+    share = (0.0, 0.05, 0.3, 0.7, 1.0)[number % 5]
+    labels = generator.random((size, 1)) < share
+    scores = generator.random((size, 1)) * generator.choice([0.2, 1.0])
+    kind = number % 7
+    if kind in (1, 2):
+        scores = np.round(scores, kind)
+    elif kind == 3:
+        scores[:] = generator.choice([0.0, 0.3, 0.5, 1.0])
+    elif kind == 4:
+        scores = np.round(scores)
+    elif kind == 5:
+        scores = scores.astype(np.float32) * np.float32(1e-7) + np.float32(0.5)  # neighbouring floats
+    return scores, labels
+
+
+def test_a_thousand_cases_equal_brute_force_and_are_never_worse_than_the_study_s_grid():
+    points = np.round(np.arange(0.05, 0.951, 0.05), 10)
+    kinds = set()
+    for number in range(1000):
+        scores, labels = random_case(number)
+        found = thresholds.per_class_f1(scores, labels)[0]
+        own, true = scores[:, 0].astype(np.float64), labels[:, 0]
+        reached = f1_at(own, true, found)
+        best = max(f1_at(own, true, cut) for cut in (*own, 2.0))
+        assert reached == best, number
+        assert reached >= max(f1_at(own, true, cut) for cut in points), number
+        assert reached >= f1_at(own, true, thresholds.grid(scores, labels, 0.05, 0.95)[0]), number
+        if not true.any():
+            assert found == 0.5
+        kinds.add((true.any(), true.all(), len(set(own)) == 1, len(set(own)) < len(own)))
+    assert len(kinds) >= 7  # positives: some, all, none; scores: distinct, tied, constant
+
+
+def test_scores_that_are_no_numbers_are_refused_in_any_column():
+    for value in (np.nan, np.inf, -np.inf):
+        scores = np.full((5, 3), 0.5)
+        scores[3, 2] = value
+        for function in (thresholds.per_class_f1, thresholds.grid, thresholds.fit):
+            with pytest.raises(UserError, match="not finite"):
+                function(scores, np.ones((5, 3)))
+
+
 def test_a_threshold_lies_midway_between_its_neighbours():
     scores = np.array([[0.9], [0.8], [0.4], [0.1]])
     assert thresholds.per_class_f1(scores, np.array([[1], [1], [0], [0]]))[0] == pytest.approx(0.6)

@@ -283,3 +283,18 @@ def test_targets_that_would_broadcast_are_refused(data):
         registry.get("softmax_cross_entropy").fn(logits[:K], one.argmax(1)[:K])
     with pytest.raises(UserError, match="two classes"):
         registry.get("focal_categorical").fn(logits[:, :1], one[:, :1])
+
+
+def test_the_captions_studys_focal_loss_is_its_formula_with_one_alpha(data):
+    logits, many, _ = data
+    counts = np.array([40, 3, 7, 11, 90])
+    loss = registry.get("focal_scalar", counts, gamma=2.5, label_smoothing=0.1)
+    smoothed = many * 0.9 + 0.1 / K
+    terms = -smoothed * log_expit(logits) - (1 - smoothed) * log_expit(-logits)
+    alpha = np.mean([counts.sum() / (K * n) for n in counts])
+    expected = alpha * ((1 - np.exp(-terms)) ** 2.5 * terms).mean(axis=1)
+    close(loss.fn(jnp.asarray(logits, jnp.float32), jnp.asarray(many, jnp.float32)), expected)
+    for gamma in (0.0, 0.5, 2.5):
+        flat = registry.get("focal_scalar", counts, gamma=gamma, label_smoothing=0.0)
+        certain = jnp.where(jnp.asarray(many) > 0, 200.0, -200.0)
+        assert np.isfinite(jax.grad(lambda z, f=flat: jnp.sum(f.fn(z, jnp.asarray(many))))(certain)).all()

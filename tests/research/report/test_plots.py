@@ -50,8 +50,13 @@ DRAWN = {
          for name, value in zip(NAMES, [0.5, None, float("nan")], strict=True)], path, {NAMES[0]: 0.2},
     ),
     "comparison": lambda path: plots.comparison(
-        [{"name": "model", "value": 0.5, "low": 0.4, "high": 0.6, "kind": "model"},
-         {"name": "majority", "value": 0.2, "low": None, "high": None, "kind": "baseline"}], path,
+        [{"name": "model", "kind": "model", "metrics": {"macro_f1": {"value": 0.5, "low": 0.4, "high": 0.6}}},
+         {"name": "majority", "kind": "baseline", "metrics": {"macro_f1": {"value": 0.2, "low": None, "high": None}}}],
+        path,
+    ),
+    "several_metrics": lambda path: plots.comparison(
+        [{"name": "model", "kind": "model", "metrics": {"macro_f1": {"value": 0.5, "low": 0.4, "high": 0.6}}}] * 3,
+        path, ["macro_f1", "micro_f1"],
     ),
     "reliability": lambda path: plots.reliability(
         {"before": [{"confidence": 0.5, "accuracy": 0.4, "count": 3}, {"confidence": 0, "accuracy": 0, "count": 0}]},

@@ -6,12 +6,14 @@ import zipfile
 import jax
 import jax.numpy as jnp
 import pytest
+from ml_collections import ConfigDict
 
 from configs import common
 from input_pipeline.cli import UserError
 from research.models import registry
 from research.models.initialize import count_parameters
-from research.search import sheets
+from research.report import tables
+from research.search import sheets, trials
 from research.search.trials import override_sets
 
 STUDY = pathlib.Path(__file__).parents[4] / "shared" / "data" / "blood_cells" / "hyper_paremetes.xlsx"
@@ -184,3 +186,29 @@ def test_the_study_s_workbook_gives_its_24_models():
     images = {"image": jax.ShapeDtypeStruct((1, 224, 224, 1), jnp.float32)}
     shapes = jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch, train=False), images)
     assert count_parameters(shapes) == 1_190_254
+
+
+def test_a_dictionary_replaces_the_one_that_was_there():
+    config = ConfigDict({"model": {"name": "a", "options": {"image_options": {"widths": (1, 2)}, "image": "x"}}})
+    changed = trials.applied(config.lock(), {"model.options.image_options": {}, "model.name": "b"})
+    assert changed.to_dict() == {"model": {"name": "b", "options": {"image_options": {}, "image": "x"}}}
+    assert config.model.options.image_options.widths == (1, 2)
+    with pytest.raises(KeyError):
+        trials.applied(config, {"model.nothing.at_all": {}})
+
+
+def test_all_settings_begin_from_the_winner_of_a_finished_run(tmp_path):
+    rows = [
+        {"id": f"{name}-seed{seed}", "status": "finished", "stage": "search", "setting": name, "seed": seed,
+         "overrides": {"model.name": name, "model.options.image_options": {"widths": [4, 8]}, "seed": seed}}
+        for name in ("small", "large") for seed in (0, 1)
+    ]  # fmt: skip
+    tables.write_trials_csv(tmp_path / "trials.csv", rows)
+    sources = {"base": str(tmp_path), "trials": ({"name": "as it is"}, {"name": "other", "loss.name": "focal"})}
+    with pytest.raises(UserError, match="no report"):
+        sets(**sources)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "metrics.json").write_text('{"chosen_trial": "large"}')
+    winner = {"model.name": "large", "model.options.image_options": {"widths": (4, 8)}}
+    found = {entry.name: entry.overrides for entry in sets(**sources)}
+    assert found == {"as it is": winner, "other": winner | {"loss.name": "focal"}}

@@ -94,4 +94,4 @@ def test_the_files_variant_is_that_of_the_encoder(file):
     assert config.model.options.get("encoder", "efficientnet_b0") == "efficientnet_b0"
     wanted = registry.backbone("efficientnet_b0", variant="tf")
     assert build.build_model(trial).backbone.encoder == wanted != registry.backbone("efficientnet_b0")
-    assert encoder_weights.family(ConfigDict({"name": "resnet18", "options": {}})) == ""
+    assert encoder_weights.part(ConfigDict({"name": "resnet18", "options": {}})) == ("", "")

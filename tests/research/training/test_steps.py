@@ -235,3 +235,60 @@ def test_tree_of_a_checkpoint_and_back():
     assert state.fingerprint(back) == state.fingerprint(start)
     changed = start.replace(step=start.step + 1)
     assert state.fingerprint(changed) != state.fingerprint(start)
+
+
+def scaled(start, factor: float, good: int = 0):
+    """The state with a loss scale."""
+    return start.replace(scale={"factor": jnp.float32(factor), "good": jnp.int32(good)})
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_loss_scale_changes_no_gradient_and_grows_after_two_thousand_good_steps(accumulate):
+    """In float32 a power of two is exact: the same parameters bit for bit as without."""
+    parts, start = make(accumulate=accumulate)
+    function = step(parts)
+    plain = function(start, batch(), 0.1)
+    after = function(scaled(start, 2.0**10, good=1998), batch(), 0.1)
+    for path in start.params:
+        np.testing.assert_array_equal(after.params[path], plain.params[path])
+    np.testing.assert_allclose(after.sums["gradient_norm"], plain.sums["gradient_norm"], rtol=1e-6)
+    assert float(after.scale["factor"]) == 2.0**10 and int(after.scale["good"]) == 1999
+    grown = function(after, batch(), 0.1)
+    assert float(grown.scale["factor"]) == 2.0**11 and int(grown.scale["good"]) == 0
+
+
+def test_overflow_halves_the_scale_and_is_no_mistake_of_the_data():
+    """float16 with a scale whose gradients overflow: left out, not counted, halved; until it fits, then it trains."""
+    parts, start = make(ema=0.9)
+    parts = dataclasses.replace(parts, model=parts.model.clone(dtype=jnp.float16))
+    function = step(parts)
+    current = scaled(start, 2.0**30, good=7)
+    for number in range(1, 40):
+        after = function(current, batch(), 0.1)
+        if int(after.scale["good"]):
+            break
+        assert float(after.scale["factor"]) == 2.0 ** (30 - number)
+        assert int(after.skipped) == int(after.streak) == 0 and int(after.step) == number
+        for name in ("params", "batch_stats", "opt_state", "ema", "sums"):
+            same = jax.tree.map(lambda a, b: bool((a == b).all()), getattr(after, name), getattr(start, name))
+            assert all(jax.tree.leaves(same)), name
+        current = after
+    assert 5 < number < 30 and float(after.scale["factor"]) == float(current.scale["factor"])
+    assert any(bool((after.params[path] != start.params[path]).any()) for path in start.params)
+    exact = step(make(ema=0.9)[0])(start, batch(), 0.1)
+    np.testing.assert_allclose(after.sums["loss"], exact.sums["loss"], rtol=5e-3)
+    np.testing.assert_allclose(after.sums["gradient_norm"], exact.sums["gradient_norm"], rtol=2e-2)
+
+
+def test_a_loss_that_is_not_finite_is_no_overflow():
+    """A poisoned batch is counted whatever the scale; so are gradients that overflow at the least scale."""
+    parts, start = make()
+    poisoned = batch() | {"image": jnp.full((B, SIZE, SIZE, 3), jnp.nan, jnp.float32)}
+    after = step(parts)(scaled(start, 2.0**15, good=3), poisoned, 0.1)
+    assert int(after.skipped) == int(after.streak) == 1
+    assert float(after.scale["factor"]) == 2.0**15 and int(after.scale["good"]) == 0
+    true, false = jnp.bool_(True), jnp.bool_(False)
+    scale, forgiven = steps.rescaled({"factor": jnp.float32(1.0), "good": jnp.int32(3)}, true, false)
+    assert not bool(forgiven) and float(scale["factor"]) == 1.0
+    scale, forgiven = steps.rescaled({"factor": jnp.float32(2.0**24), "good": jnp.int32(1999)}, true, true)
+    assert float(scale["factor"]) == 2.0**24 and int(scale["good"]) == 0

@@ -1,5 +1,9 @@
 """Do captions reach the network as their tokeniser says, in every place that calls a model?"""
 
+import json
+import pathlib
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -12,10 +16,13 @@ from input_pipeline.dataset import open_dataset
 from input_pipeline.loader import eval_batches
 from research import study
 from research.models.initialize import initialize
-from research.training import build, inference, sharding, texts
+from research.text import bert_weights
+from research.training import begin, build, inference, sharding, texts
 from research.training.signals import StopSignal
 from research.training.state import flatten
+from tests.research.models.pretrained.weights import resnet18_state, write_safetensors
 
+BERT = pathlib.Path(__file__).parent.parent / "text" / "bert"
 WORDS = ("a dog", "a cat on a mat", "two horses and a dog", "", "a very long caption of a person with a dog and a cat")
 
 
@@ -90,3 +97,41 @@ def test_data_without_captions_are_refused(tmp_path):
 
     with pytest.raises(UserError, match="no captions"):
         texts.Texts().of(captions.get_config("text"), Bare)
+
+
+def bert_trial(dataset, folder, vocabulary):
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog", "cat", "on", "mat", "two", "##s"]
+    vocabulary.write_text("\n".join(pieces) + "\n")
+    options = {"image": "", "text": "bert", "text_options": {"folder": str(folder)}}
+    text = {"data.text.tokenizer": "wordpiece", "data.text.options": {"vocabulary": str(vocabulary), "max_length": 12}}
+    return trial_of(dataset, **text, **{"model.options": options})
+
+
+def test_a_pretrained_bert_is_what_training_begins_with(dataset, tmp_path):
+    trial = bert_trial(dataset, BERT, tmp_path / "vocab.txt")
+    study.check(trial)
+    variables = begin.variables(trial, tmp_path, StopSignal())
+    want, _ = bert_weights.load(str(BERT), variables["params"]["backbone"]["text"])
+    jax.tree.map(np.testing.assert_array_equal, variables["params"]["backbone"]["text"], want)
+    record = json.loads((tmp_path / texts.RECORD).read_text())[trial.name]
+    assert record["loaded"] == 55 and len(record["sha256"]) == 64
+    with pytest.raises(UserError, match="model.safetensors"):
+        shutil.copy(BERT / "config.json", tmp_path)
+        study.check(bert_trial(dataset, tmp_path, tmp_path / "vocab.txt"))
+
+
+def test_pretrained_weights_are_for_the_part_that_looks_at_images(dataset, tmp_path):
+    file = write_safetensors(tmp_path / "resnet18.safetensors", resnet18_state())
+    options = {"image": "resnet18", "text": "bag", "text_options": {"width": 4}}
+    change = {"model.options": options, "model.weights": str(file), "image_size": 32}
+    trial = trial_of(dataset, **change)
+    assert (trial.start.part, trial.start.model) == ("image", "resnet18")
+    study.check(trial)
+    model, drawn = build.build_model(trial), begin.variables(trial_of(dataset, **change), tmp_path, StopSignal())
+    fresh = initialize(model, jax.random.key(trial.config.seed), 32, trial.channels)
+    known, new = flatten(drawn["params"]), flatten(fresh["params"])
+    changed = {path for path in known if not np.array_equal(known[path], new[path])}
+    assert changed and all(path.startswith("backbone/image/") for path in changed)
+    assert {path for path in new if path.endswith("conv1/kernel") and "/image/" in path} <= changed
+    alone = trial_of(dataset, **{"model.weights": str(file), "image_size": 1})
+    assert alone.start is None

@@ -1,0 +1,1 @@
+"""What does a finished run say of new images, samples or captions?"""

@@ -1,0 +1,1 @@
+"""Runs in object stores: `--workdir=s3://bucket/runs/x`."""
