@@ -21,7 +21,8 @@ of the alphabetical CNN, 2.5 % by chance), of an F-test 100 %.
 
 Presets, to be combined by commas:
   study       the original preprocessing: values below 1 become 0, 8 bits, 102 x 102 with zero padding (its table of
-              10,362 genes gives its pictures; prepare with --set samples=all), and its random split, which is leaky
+              10,362 genes gives its pictures; prepare with --set samples=all), scaled by the greatest value of all
+              samples, and its random split: both are leaky
   layouts     ResNet50 with each layout: alphabetical, random, correlation, DeepInsight (t-SNE and PCA)
   crossed     the four backbones with each layout, twenty networks
   finetuning  ResNet50: head alone, the study's layers, all layers, and all from scratch

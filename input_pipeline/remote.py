@@ -166,6 +166,12 @@ class Store:
         except FileNotFoundError as error:
             raise self._no_bucket() from error
 
+    def version(self, name: str) -> bytes:
+        """What the store says about the content of an object: another one after every change."""
+        info = self._again("read", name, lambda: self._files.info(self._path(name)))
+        known = ("size", "ETag", "etag", "generation", "md5Hash", "LastModified", "mtime", "created")
+        return repr([(key, str(info[key])) for key in known if key in info]).encode()
+
     def copy(self, source: str, target: str) -> None:
         """Copies an object within the store."""
         try:

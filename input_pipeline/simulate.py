@@ -59,6 +59,23 @@ def hpa_label_sets() -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(map(int, labels)) for labels, count in pairs for _ in range(int(count)))
 
 
+def check(
+    num_train: int, num_test: int, seed: int, most: int, least: int = 1, size: int = 32, workers: int | None = None
+) -> None:
+    """Raises UserError unless images can be simulated: `least` to train on, `most` in all, 32 to 1024 pixels a side."""
+    if num_train < least or num_test < 0 or num_train + num_test > most:
+        raise UserError(
+            f"{num_train} train and {num_test} test images cannot be simulated; ask for at least {least} train "
+            f"image{'s' if least > 1 else ''}, no negative number and at most {most} in all."
+        )
+    if not 32 <= size <= 1024:
+        raise UserError(f"Images of {size} pixels cannot be simulated; choose a size from 32 to 1024.")
+    if seed < 0:
+        raise UserError(f"The seed {seed} is negative; choose 0 or more.")
+    if workers is not None and workers < 1:
+        raise UserError(f"{workers} worker processes cannot work; choose 1 or more.")
+
+
 def hpa_assignment(num_train: int, num_test: int, seed: int) -> tuple[dict[int, tuple[int, ...]], ...]:
     """Chooses the images of the train and test sets: two dicts id -> labels (ascending), ids in file order.
 
@@ -69,13 +86,7 @@ def hpa_assignment(num_train: int, num_test: int, seed: int) -> tuple[dict[int, 
     Raises:
       UserError: if a number is out of range.
     """
-    if num_train < 1 or num_test < 0 or num_train + num_test > HPA_ID_COUNT:
-        raise UserError(
-            f"{num_train} train and {num_test} test images cannot be simulated; ask for at least 1 train "
-            f"image, no negative number and at most {HPA_ID_COUNT} in all."
-        )
-    if seed < 0:
-        raise UserError(f"The seed {seed} is negative; choose 0 or more.")
+    check(num_train, num_test, seed, HPA_ID_COUNT)
     rng = np.random.default_rng([seed, HPA_ID_COUNT])
     ids = rng.permutation(HPA_ID_COUNT).tolist()
     sets = hpa_label_sets()
@@ -199,10 +210,7 @@ def hpa(
     Raises:
       UserError: if a number is out of range or the folder holds something else.
     """
-    if size < 32 or size > 1024:
-        raise UserError(f"Images of {size} pixels cannot be simulated; choose a size from 32 to 1024.")
-    if workers is not None and workers < 1:
-        raise UserError(f"{workers} worker processes cannot work; choose 1 or more.")
+    check(num_train, num_test, seed, HPA_ID_COUNT, size=size, workers=workers)
     train, test = hpa_assignment(num_train, num_test, seed)
 
     def fill(folder: pathlib.Path) -> None:

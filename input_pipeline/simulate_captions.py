@@ -32,7 +32,7 @@ import numpy as np
 import simplejpeg
 
 from input_pipeline import scene_captions, scene_shapes, simulate
-from input_pipeline.cli import UserError, progress
+from input_pipeline.cli import progress
 from input_pipeline.studies.captions import CLASS_NAMES, NUMBERS
 
 NUM_TRAIN, NUM_TEST = 3_000, 300
@@ -195,20 +195,6 @@ def _label_cell(row: np.ndarray, rng: np.random.Generator) -> str:
     return " ".join(rng.permutation(numbers) if rng.random() < 0.35 else numbers)
 
 
-def _check(num_train: int, num_test: int, size: int, seed: int, workers: int | None) -> None:
-    if num_train < 1 or num_test < 0 or num_train + num_test > _LARGEST:
-        raise UserError(
-            f"{num_train} train and {num_test} test images cannot be simulated; ask for at least 1 train image, no "
-            f"negative number and at most {_LARGEST} in all."
-        )
-    if not 32 <= size <= 1024:
-        raise UserError(f"Images of {size} pixels cannot be simulated; choose a size from 32 to 1024.")
-    if seed < 0:
-        raise UserError(f"The seed {seed} is negative; choose 0 or more.")
-    if workers is not None and workers < 1:
-        raise UserError(f"{workers} worker processes cannot work; choose 1 or more.")
-
-
 def captions(
     out_dir: str | os.PathLike,
     num_train: int = NUM_TRAIN,
@@ -237,7 +223,7 @@ def captions(
     Raises:
         UserError: if a number is out of range or the folder holds something else.
     """
-    _check(num_train, num_test, size, seed, workers)
+    simulate.check(num_train, num_test, seed, _LARGEST, size=size, workers=workers)
     scenes = draw_scenes(num_train + num_test, np.random.default_rng([seed, 0]))
 
     def fill(folder: pathlib.Path) -> None:

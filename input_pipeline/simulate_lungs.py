@@ -22,7 +22,7 @@ import numpy as np
 import simplejpeg
 
 from input_pipeline import images, simulate
-from input_pipeline.cli import UserError, progress
+from input_pipeline.cli import progress
 from input_pipeline.simulate_field import blur, texture
 
 PNEUMONIA_TRAIN = 600  # the study has 5,216 images, and 16 called val
@@ -265,20 +265,6 @@ def _simulate(
     return simulate.build_folder(out_dir, marker, fill)
 
 
-def _check(num_train: int, num_test: int, least: int, size: int, seed: int, workers: int | None) -> None:
-    if num_train < least or num_test < 0 or num_train + num_test > _MOST:
-        raise UserError(
-            f"{num_train} train and {num_test} test images cannot be simulated; ask for at least {least} train images, "
-            f"no negative number and at most {_MOST} in all."
-        )
-    if not 32 <= size <= 1024:
-        raise UserError(f"Images of {size} pixels cannot be simulated; choose a size from 32 to 1024.")
-    if seed < 0:
-        raise UserError(f"The seed {seed} is negative; choose 0 or more.")
-    if workers is not None and workers < 1:
-        raise UserError(f"{workers} worker processes cannot work; choose 1 or more.")
-
-
 def _films_of(findings: Sequence[str], part: int, rng: np.random.Generator) -> Iterator[tuple[str, str, _Film]]:
     """Class folder, file name and film of each image; a patient has one to four films of one class.
 
@@ -327,7 +313,7 @@ def pneumonia(
     Raises:
         UserError: if a number is out of range or the folder holds something else.
     """
-    _check(num_train, num_test, 24, size, seed, workers)
+    simulate.check(num_train, num_test, seed, _MOST, 24, size, workers)
     names, counts = list(SHARES), np.array(list(SHARES.values()))
     films = []
     for part, (folder, number) in enumerate((("train", num_train), ("test", num_test))):
@@ -358,7 +344,7 @@ def lung_masks(
     tuberculosis). The arguments are those of `pneumonia`, except that the download has no test folder: the number of
     pairs is `num_train + num_test`, at least 1.
     """
-    _check(num_train, num_test, 1, size, seed, workers)
+    simulate.check(num_train, num_test, seed, _MOST, 1, size, workers)
     rng = np.random.default_rng([seed, 3])
     films = []
     for number, sick in enumerate(rng.permutation(num_train + num_test) % 2, 1):

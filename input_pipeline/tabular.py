@@ -12,6 +12,8 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
+import pandas as pd
+
 from input_pipeline import cli
 
 Cell = str | int | float | bool | None
@@ -69,6 +71,11 @@ def csv_text(rows: Iterable[Sequence[str]]) -> str:
         buffer.seek(0)
         buffer.truncate()
     return "".join(lines)
+
+
+def frame_text(frame: pd.DataFrame) -> str:
+    """A table as CSV, its numbers as pandas writes them and its texts by `safe_text`."""
+    return frame.map(lambda cell: safe_text(cell) if isinstance(cell, str) else cell).to_csv(index=False)
 
 
 def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:

@@ -35,7 +35,7 @@ read_arguments() {
     if [[ "$argument" == --dry_run ]]; then DRY_RUN=true; else STUDY+=("$argument"); fi
   done
   ((${#STUDY[@]})) || mistake "the flags of the study are missing; for example --config=configs/hpa.py."
-  [[ "$FOLDER" == gs://?*/?* ]] || mistake "FOLDER=$FOLDER must be a folder in a bucket, such as gs://BUCKET/studies/hpa."
+  [[ "$FOLDER" == gs://?*/?* ]] || mistake "FOLDER=$FOLDER must be a folder in a bucket: gs://BUCKET/studies/hpa."
   FOLDER=${FOLDER%/}
   # shellcheck disable=SC2153  # NAME comes from the environment
   [[ "$NAME" =~ ^[a-z]([a-z0-9-]{0,50}[a-z0-9])?$ ]] || mistake "NAME=$NAME must be small letters, digits and dashes."

@@ -3,10 +3,11 @@
 #
 #   PROJECT=… ZONE=… NAME=hpa FOLDER=gs://BUCKET/studies/hpa launch/gce/run.sh [--dry_run] --config=… [flags]
 #
-# uploads the code to FOLDER, makes the machine and watches it: taken away, it is started again (RESTARTS times at most)
-# and continues from the run folder, which is FOLDER/run unless --workdir says otherwise. When the study ends the machine
-# switches itself off, whether anybody watches or not, and this script deletes it. Stopped and called again with the same
-# variables it goes on watching. --dry_run prints what would be done. Exit status: that of the study.
+# uploads the code to FOLDER, makes the machine and watches it: taken away, it is started again (RESTARTS times at
+# most) and continues from the run folder, which is FOLDER/run unless --workdir says otherwise. When the study ends
+# the machine switches itself off, whether anybody watches or not, and this script deletes it. Stopped and called
+# again with the same variables it goes on watching. --dry_run prints what would be done. Exit status: that of the
+# study.
 #
 # MACHINE (g2-standard-8, which has one L4), ACCELERATOR (such as type=nvidia-tesla-t4,count=1, for machines that come
 # without), SPOT (true), DISK (100GB), HOURS (24: switched off after so many, at every start), RESTARTS (20), EXTRA

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What a virtual machine of run.sh (here and in ../tpu_vm) does at every start: fetch the code, install it, run the study
-# under systemd, and end itself. It reads and writes the folder that its metadata name:
+# What a virtual machine of run.sh (here and in ../tpu_vm) does at every start: fetch the code, install it, run the
+# study under systemd, and end itself. It reads and writes the folder that its metadata name:
 #   code.tar.gz, arguments   from run.sh (arguments are separated by zero bytes)
 #   log-N                    the end of the log of host N, when the study ends
-#   status-N                 its exit status, when there is nothing left to continue; without it the machine was taken away
+#   status-N                 its exit status, when nothing is left to continue; without it the machine was taken away
 # A machine that is taken away tells systemd, which sends SIGTERM to launch/run.py; the study saves and ends with 75.
 set -uo pipefail
 

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # What the job scripts of this folder share; they source it. A study runs as one step of the job; SIGTERM, which SLURM
-# sends 120 seconds before the time is over, is passed on to it; a study that was stopped or died goes back to the queue.
+# sends 120 seconds before the time is over, is passed on to it; a study that was stopped or died goes back to the
+# queue.
 
 # Whether the job is still running: one that the user cancelled, or that SLURM requeues itself, must not be requeued.
 still_running() {

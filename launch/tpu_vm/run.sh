@@ -4,11 +4,11 @@
 #   PROJECT=… ZONE=… NAME=hpa FOLDER=gs://BUCKET/studies/hpa TPU=v5litepod-8 RUNTIME=v2-alpha-tpuv5-lite \
 #     launch/tpu_vm/run.sh [--dry_run] --config=… [flags]
 #
-# uploads the code to FOLDER, makes the slice and watches it: taken away, it is deleted and made again (RESTARTS times at
-# most) and continues from the run folder, FOLDER/run unless --workdir says otherwise. The hosts find each other by
+# uploads the code to FOLDER, makes the slice and watches it: taken away, it is deleted and made again (RESTARTS times
+# at most) and continues from the run folder, FOLDER/run unless --workdir says otherwise. The hosts find each other by
 # themselves. At the end the slice deletes itself (where ACCOUNT may), and this script makes sure of it: a TPU costs
-# until it is deleted, so look at `gcloud compute tpus tpu-vm list` when this script was stopped. Called again with the
-# same variables it goes on watching. --dry_run prints what would be done. Exit status: that of the study.
+# until it is deleted, so look at `gcloud compute tpus tpu-vm list` when this script was stopped. Called again with
+# the same variables it goes on watching. --dry_run prints what would be done. Exit status: that of the study.
 #
 # SPOT (true), RESTARTS (20), EXTRA (tpu,remote), ACCOUNT (service account that may read and write FOLDER and delete the
 # TPU; the project's default one).

@@ -159,21 +159,18 @@ def open_program(workdir: pathlib.Path, name: str, float_images: bool, mesh, sto
     """
     run = runs.open_run(workdir)
     compressed = {row["id"]: row for row in _rows(workdir / candidates.TABLE)}
-    if name in compressed:
-        row = compressed[name]
-        parent = opening.pick(run, str(row["trial"]))
-        file = workdir / candidates.FOLDER / f"{build.as_file_name(name)}.safetensors"
-        found, _ = network.read(file, parent)
+    made = compressed.get(name)
+    trial = opening.pick(run, str(made["trial"]) if made else name)
+    name = name if made else trial.name
+    trial = runs.changed_trial(trial, {"model.dtype": "float32", "data.cache": "none"})
+    trial = study.SharedImages(workdir).attach(trial, mesh)  # for what its normalisation needs
+    if made:
+        found, _ = network.read(workdir / candidates.FOLDER / f"{build.as_file_name(name)}.safetensors", trial)
         trial, arrays = found.trial, found.arrays
     else:
-        trial = opening.pick(run, name)
-        name, arrays = trial.name, runs.load(trial, workdir, mesh, stop)
-        row = run.rows[name]
-    trial = runs.changed_trial(trial, {"model.dtype": "float32", "data.cache": "none"})
-    trial = study.SharedImages(workdir).attach(trial, mesh)
+        arrays = runs.load(trial, workdir, mesh, stop)
     temperature, cuts = _fitted(workdir, name, trial)
-    inputs = _inputs(trial, float_images)
-    return Program(run, name, trial, row, arrays, temperature, cuts, inputs)
+    return Program(run, name, trial, made or run.rows[name], arrays, temperature, cuts, _inputs(trial, float_images))
 
 
 def _rows(file: pathlib.Path) -> list[dict[str, Any]]:

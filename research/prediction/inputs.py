@@ -99,10 +99,25 @@ def _of_source(source: raw.RawSource, path: pathlib.Path) -> Inputs:
     ids, reasons = zip(*entries, strict=True)
     other, locked = len(names) - len(images), files.Locked(source)
     return Inputs(
-        ids, [f"{path}/{name}" for name in ids], lambda row: locked.read(ids[row]),
+        ids, _Below(path, ids), lambda row: locked.read(ids[row]),
         {row: reason for row, reason in enumerate(reasons) if reason},
         notes=(f"{other} files of {path} have no image's name and are passed over.",) if other else (),
     )  # fmt: skip
+
+
+class _Below(Sequence):
+    """The paths of names below a folder, made when they are asked for."""
+
+    def __init__(self, folder: pathlib.Path, names: Sequence[str]) -> None:
+        self._folder, self._names = folder, names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, rows):
+        if isinstance(rows, slice):
+            return [f"{self._folder}/{name}" for name in self._names[rows]]
+        return f"{self._folder}/{self._names[rows]}"
 
 
 def _of_files(names: Sequence[str], base: pathlib.Path) -> Inputs:

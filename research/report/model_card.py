@@ -108,13 +108,16 @@ def card(
 
 def _model(facts: Facts) -> list[str]:
     first, model = facts.members[0], facts.config["model"]
-    size = f"{first['parameters']:,} parameters, {markdown.size(first['bytes'])}"
+    size = []
+    if first.get("parameters"):  # a trial that was stopped or failed has none
+        size += [f"{first['parameters']:,} parameters", markdown.size(first["bytes"])]
     if first.get("flops"):
-        size += f", {markdown.large(first['flops'])} floating-point operations for one example"
+        size.append(f"{markdown.large(first['flops'])} floating-point operations for one example")
     kind = "finds the pixels of" if facts.segments else "gives any number of" if facts.multi_label else "gives one of"
     names = [row["class"] for row in facts.classes]
-    classes = f"; {kind} {len(names)} class{'es' * (len(names) > 1)}: {markdown.names(names)}" if names else ""
-    lines = [f"- `{model['name']}`: {size}{classes}."]
+    classes = [f"{kind} {len(names)} class{'es' * (len(names) > 1)}: {markdown.names(names)}"] if names else []
+    said = "; ".join(filter(None, [", ".join(size), *classes]))
+    lines = [f"- `{model['name']}`: {said}." if said else f"- `{model['name']}`."]
     if options := {key: value for key, value in model["options"].items() if value not in (None, "", [])}:
         lines.append(f"- Its options: {markdown.settings(options)}.")
     lines.append(f"- Input: {'; '.join(_input(facts))}.")

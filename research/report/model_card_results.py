@@ -151,8 +151,8 @@ def limits(facts: Facts) -> list[str]:
     if facts.headline and facts.headline[0]["value"] == 1:
         groups = facts.headline[0]["n_groups"]
         found.append(
-            f"No error among {groups} groups gives an interval without width; errors in {min(1.0, 3 / groups):.1%} "
-            "of groups would be compatible with that (rule of three, 95 %)."
+            f"No error among {groups} groups gives an interval without width; with 95 % confidence up to "
+            f"{min(1.0, 3 / groups):.1%} of groups are wrong (rule of three)."
         )
     for role, loss in (("calibration", "temperature 1 and thresholds 0.5 were taken"), ("test", "nothing was scored")):
         if facts.roles and role not in facts.roles and not (facts.segments and role == "calibration"):

@@ -15,6 +15,7 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from input_pipeline.cli import UserError, atomic_write
+from input_pipeline.tabular import frame_text
 from research.evaluation import paired_tests, score
 from research.report import choice, markup, plots, settings_table, tables
 from research.report.markup import flatten
@@ -144,7 +145,7 @@ def write(runs: Sequence[Run], out: pathlib.Path, metric: str = "") -> str:
     log = [row | {"trial": run.name} for run in runs for row in _log(run)]
     plots.learning_curves(log, out / "curves.png")
     flat = pd.DataFrame([_line(run, row) for run, row in zip(runs, rows, strict=True)])
-    atomic_write(out / "comparison.csv", flat.to_csv(index=False))
+    atomic_write(out / "comparison.csv", frame_text(flat))
     atomic_write(out / "index.html", markup.document("Comparison of runs", _page(runs, rows, different, metric)))
     shown = ["run", "setting", metric, f"{metric}_low", f"{metric}_high", "difference", "p", "holm", "permutation"]
     return flat[[name for name in shown if name in flat]].to_string(index=False)

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from input_pipeline.cli import atomic_write
+from input_pipeline.tabular import frame_text
 from research.report import confirmed, markup, search_cost, search_plots, tables
 from research.report.plots import metric_name
 from research.report.writer import read_jsonl
@@ -178,8 +179,8 @@ def write_candidates(folder: pathlib.Path, table: pd.DataFrame) -> dict[str, str
     """
     if not len(table):
         return {}
-    text = table.drop(columns="ids").assign(overrides=table["overrides"].map(json.dumps)).to_csv(index=False)
-    atomic_write(folder / CANDIDATES, text)
+    written = table.drop(columns="ids").assign(overrides=table["overrides"].map(json.dumps))
+    atomic_write(folder / CANDIDATES, frame_text(written))
     return {str(CANDIDATES): "one row per candidate: settings with the means of their folds, compressed models"}
 
 

@@ -1,12 +1,11 @@
 """Which labels does a study give to the images that have none, as a contest wants them?"""
 
-import csv
-import io
 import pathlib
 
 import numpy as np
 
 from input_pipeline.cli import UserError, atomic_write
+from input_pipeline.tabular import csv_text, safe_text
 from research.evaluation import calibration, predictions, score, thresholds
 
 
@@ -45,11 +44,8 @@ def write(folder: pathlib.Path, config, members) -> bool:
         cuts.append(thresholds.fixed(len(part.class_names)) if own is None else own)
     names = config.evaluation.submission_labels or tuple(map(str, range(len(dataset.class_names))))
     given = _decide(np.mean(probabilities, axis=0), np.mean(cuts, axis=0), dataset.multi_label, config.evaluation)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(config.evaluation.submission_columns)
-    writer.writerows((name, " ".join(names[k] for k in labels)) for name, labels in zip(wanted, given, strict=True))
-    atomic_write(folder / "submission.csv", text.getvalue())
+    rows = [(safe_text(name), " ".join(names[k] for k in labels)) for name, labels in zip(wanted, given, strict=True)]
+    atomic_write(folder / "submission.csv", csv_text([config.evaluation.submission_columns, *rows]))
     return True
 
 

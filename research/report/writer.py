@@ -227,7 +227,7 @@ def read_jsonl(path: str | os.PathLike) -> list[Row]:
     for number, line in enumerate(lines[:-1], 1):  # what follows the last line end is empty or half-written
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict) or "trial" not in row or "step" not in row:
             raise cli.UserError(f"{path}, line {number} is not a row of metrics; restore the file or delete that line.")

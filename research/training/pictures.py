@@ -8,7 +8,7 @@ rounding, on the scale of images, 0..255, so that `config.data.normalize` and pr
     deviations (gene)                                          255 (1/2 + x / 6), three deviations are half the range
     log2 values (none)                                         255 x / 20
 
-A pixel without a gene has the scaled value 0.
+A pixel without a gene has the scaled value 0. The scaling `study` alone sees all labelled samples, as the study's did.
 """
 
 import json
@@ -103,7 +103,7 @@ class Pictures:
         self._made: dict[int, Picture] = {}
 
     def of(self, trial) -> Picture | None:
-        """The picture of a trial's vectors, from its training examples alone; None for a data set of images."""
+        """The picture of a trial's vectors, see above; None for a data set of images."""
         if not trial.dataset.genes:
             return None
         settings = trial.config.data.layout
@@ -125,6 +125,8 @@ class Pictures:
         values = vectors(trial, rows)
         side, seed = settings.side, int(trial.data_seed)
         layout = building.build(settings.name, genes, values, side, seed, _positions(trial))
+        if settings.scaling == "study":  # which took the greatest value of all samples
+            values = vectors(trial, np.flatnonzero(trial.dataset.roles != "unlabelled"))
         scale = scaling.fit_scale(settings.scaling, values)
         print(layouts.describe(layout).capitalize() + ".", flush=True)
         return self._kept(Picture(layout, scale, settings.upsampling), files)

@@ -86,7 +86,8 @@ def test_the_folder_and_its_description(run, exported):
     files = ["README.md", "model.json", "model.onnx", "model.safetensors", "model.stablehlo", "model_card.md"]
     assert sorted(path.name for path in exported.iterdir()) == files
     assert about["classes"] == list(trial.dataset.class_names) and len(about["thresholds"]) == len(about["classes"])
-    assert about["data"] == {"name": "hpa", "fingerprint": trial.dataset.fingerprint, "simulated": True, "split": "roles"}
+    data = {"name": "hpa", "fingerprint": trial.dataset.fingerprint, "simulated": True, "split": "roles"}
+    assert about["data"] == data
     (entry,) = about["inputs"]
     assert entry["shape"] == ["batch", 16, 16, 3] and entry["type"] == "uint8"
     assert entry["normalisation_inside"]["kind"] == "dataset" and len(entry["normalisation_inside"]["mean"]) == 3

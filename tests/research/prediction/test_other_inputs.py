@@ -207,8 +207,11 @@ def test_captions(captioned, tmp_path, capsys):
         known = [row for row, name in enumerate(expected.ids) if name in found]
         of_test = [found[expected.ids[row]] for row in known]
         np.testing.assert_allclose(numbers(of_test, expected.class_names), expected.scores[known], atol=1e-8)
+        names = np.array(expected.class_names)
+        assert [row["predicted"] for row in of_test] == [";".join(names[expected.predicted[row]]) for row in known]
     assert f"1 of {len(rows)} images have no caption" in capsys.readouterr().err
     model = research.load(made["reading"])
+    np.testing.assert_array_equal(model.thresholds, expected.thresholds[0])
     texts = [row["caption"] or None for row in rows]
     assert model.predict(captions=texts).ids[:2] == ("0", "1")
     assert model.features(captions=texts[:3]).shape[0] == 3

@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 import research
-from configs import blood_cells, hpa
+from configs import blood_cells
 from input_pipeline import prepare
 from input_pipeline.cli import UserError
 from input_pipeline.dataset import open_dataset
 from research import features, predict
 from research.evaluation import predictions, score
+from research.prediction import inputs
 from research.prediction.model import Model
 from research.runs import read_config
 from research.training import sharding
@@ -39,21 +40,13 @@ def alone(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def labelled(simulated, tmp_path_factory):
-    """A run with several labels, test-time views, averaged weights, and statistics of the data set."""
-    changes = {"image_size": 24, "evaluation.tta": "flips", "optimizer.ema": 0.9, "data.normalize": "dataset",
-               "evaluation.batch_size": 9, "evaluation.thresholds": "per_class_f1"}  # fmt: skip
-    folder = tmp_path_factory.mktemp("several") / "run"
-    return runs.finished(folder, hpa.get_config("simple_cnn,smoke"), simulated.directory, **changes)
-
-
-@pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Class folders of images in all kinds of files, and a run with one label on them that crops squares."""
+    """Images in all kinds of files, and a run on them: crops, views, averaged weights, statistics of the data set."""
     root = tmp_path_factory.mktemp("photos")
     raw = runs.photographs(root / "raw")
     prepare.prepare("folder", raw, root / "prepared", workers=1)
-    changes = {"image_size": 17, "data.resize": "crop", "model.options": {"widths": (4, 8)}, "evaluation.tta": "none"}
+    changes = {"image_size": 17, "data.resize": "crop", "model.options": {"widths": (4, 8)}, "evaluation.tta": "flips",
+               "evaluation.batch_size": 9, "optimizer.ema": 0.9, "data.normalize": "dataset"}  # fmt: skip
     return raw, runs.finished(root / "run", blood_cells.get_config("single,smoke"), root / "prepared", **changes)
 
 
@@ -71,24 +64,7 @@ def saved(run: pathlib.Path, multi_label: bool):
     return score.score(run, [trial], multi_label, read_config(run).evaluation)
 
 
-def test_several_labels_equal_the_runs_own(labelled, simulated, tmp_path, capsys):
-    raw = simulated.directory.parent / "raw"
-    out = tmp_path / "predictions.csv"
-    assert predict.main([f"--workdir={labelled}", f"--images={raw}", f"--out={out}"]) == 0
-    rows, expected = table(out), saved(labelled, True)
-    files = {pathlib.PurePath(name).stem: row for name, row in rows.items()}
-    of_test = [files[pathlib.PurePath(name).stem] for name in expected.ids]
-    np.testing.assert_allclose(numbers(of_test, expected.class_names), expected.scores, atol=1e-8)
-    names = np.array(expected.class_names)
-    assert [row["predicted"] for row in of_test] == [";".join(names[given]) for given in expected.predicted]
-    assert list(rows) == sorted(rows) and len(rows) == 157 and {row["status"] for row in rows.values()} == {"ok"}
-    assert "157/157" in capsys.readouterr().err and os.listdir(tmp_path) == [out.name]
-    model = research.load(labelled)
-    np.testing.assert_array_equal(model.thresholds, expected.thresholds[0])
-    assert model.classes == expected.class_names and model.temperature == expected.temperatures[0]
-
-
-def test_every_kind_of_file_and_input(photos, tmp_path):
+def test_every_kind_of_file_and_input(photos, tmp_path, capsys):
     """Files of all formats, as folder, archive, table, pattern and data set, equal the saved predictions."""
     raw, run = photos
     expected = saved(run, False)
@@ -119,6 +95,11 @@ def test_every_kind_of_file_and_input(photos, tmp_path):
         found = numbers(of_test, expected.class_names)
         np.testing.assert_allclose(found, expected.scores, atol=1e-6 if kind == "other batches" else 1e-8)
         assert [row["predicted"] for row in of_test] == [expected.class_names[k] for k in expected.predicted]
+    assert f"{len(names)}/{len(names)}" in capsys.readouterr().err
+    assert list(table(tmp_path / "folder.csv")) == names and not list(tmp_path.glob(".*"))
+    model = research.load(run)
+    assert model.classes == expected.class_names and model.temperature == expected.temperatures[0]
+    assert model.thresholds is None
 
 
 def test_unreadable_files_stay_in_the_table(photos, tmp_path, capsys):
@@ -149,7 +130,7 @@ def test_unreadable_files_stay_in_the_table(photos, tmp_path, capsys):
     assert [row["status"] for row in table(out).values()] == ["ok", "there is no such file", "not a regular file"]
 
 
-def test_mistakes_end_in_one_sentence(photos, labelled, tmp_path):
+def test_mistakes_end_in_one_sentence(photos, tmp_path):
     raw, run = photos
     (tmp_path / "nothing").mkdir()
     (tmp_path / "empty").mkdir()
@@ -263,7 +244,7 @@ def test_from_python(photos):
         model.predict(many, ids=range(15))
 
 
-def test_features(photos, labelled, tmp_path):
+def test_features(photos, tmp_path):
     """The head of the network makes the run's own logits of the features; Parquet and CSV hold the same."""
     import pandas as pd
 
@@ -275,15 +256,18 @@ def test_features(photos, labelled, tmp_path):
     whole, text = pd.read_parquet(tmp_path / "features.parquet"), pd.read_csv(tmp_path / "features.csv")
     columns = [name for name in whole if name.startswith("feature_")]
     np.testing.assert_array_equal(whole[columns].to_numpy(), text[columns].to_numpy(np.float32))
-    logits = predictions.read(next((run / "predictions").glob("*_test.csv")))
-    assert list(whole["id"]) == list(logits.ids) and set(whole["status"]) == {"ok"}
-    assert list(whole["label"]) == [name.split("/")[0] for name in logits.ids]
+    test = predictions.read(next((run / "predictions").glob("*_test.csv")))
+    assert list(whole["id"]) == list(test.ids) and set(whole["status"]) == {"ok"}
+    assert list(whole["label"]) == [name.split("/")[0] for name in test.ids]
     model = Model(run)
+    model.network._predictor.views = "none"  # features are those of the image as it is
+    found = inputs.of_dataset(model.trial.dataset, model.trial.dataset.indices("test"))
+    logits = np.concatenate([rows for _, rows in model.network.over(model.network.logits, model._batches(found))])
     variables = model.network._variables["params"]
     kernel = next(value for name, value in variables.items() if name.startswith("head/") and name.endswith("kernel"))
     bias = next(value for name, value in variables.items() if name.startswith("head/") and name.endswith("bias"))
     found = whole[columns].to_numpy() @ np.asarray(kernel) + np.asarray(bias)
-    np.testing.assert_allclose(found, logits.logits, atol=1e-5)
+    np.testing.assert_allclose(found, logits, atol=1e-5)
     assert {path.name for path in (logdir / "00000").rglob("*.*")} == {"tensors.tsv", "metadata.tsv", "sprite.png"}
     assert len((logdir / "00000" / "features" / "tensors.tsv").read_text().splitlines()) == len(whole)
     assert (logdir / "projector_config.pbtxt").read_text().count("embeddings {") == 1

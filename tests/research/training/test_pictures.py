@@ -54,6 +54,18 @@ def test_a_picture_is_scaled_by_training_and_laid_out(dataset, cache):
     np.testing.assert_allclose(given, drawn / 127.5 - 1, rtol=1e-5, atol=1e-5)
 
 
+def test_the_studys_grey_levels_are_those_of_all_samples(dataset):
+    trial = attached(trial_of(dataset, **{"data.layout.scaling": "study"}))
+    every = np.stack([dataset.vector(i) for i in range(len(dataset))])
+    labelled = every[dataset.roles != "unlabelled"]
+    own = labelled[3]
+    levels = np.where(own < 1, 0, np.round(255 * own / labelled.max()))
+    drawn = np.asarray(build.build_drawing(trial)(jnp.asarray(own)[None, None, :, None]))[0, ::2, ::2, 0]
+    want = np.zeros(121)
+    want[: len(own)] = levels[np.argsort(dataset.genes)]
+    np.testing.assert_allclose(drawn, want.reshape(11, 11), atol=1e-3)
+
+
 def test_what_a_run_has_drawn_with_is_read_again(dataset, tmp_path):
     trial = trial_of(dataset, **{"data.layout.name": "random", "data.layout.scaling": "global"})
     first = attached(trial, tmp_path).picture
