@@ -48,6 +48,8 @@ setup(
         "compress": ["qwix"],
         "latency": ["flatbuffers", "onnx", "onnxruntime"],
         "text": ["tokenizers"],
+        "remote": ["fsspec", "s3fs", "gcsfs"],
+        "beam": ["apache-beam>=2.77"],  # in an environment of its own, without constraints.txt: it wants an older protobuf
         "sweep": ["optuna>=5", "psycopg[binary]>=3.2"],
         "test": [
             "pytest",

@@ -9,14 +9,17 @@ image travels through Beam: the machine that writes a shard reads its images aga
 that have changed.
 
 RAW and DIR are read and written by all machines: a disk that they share, or addresses of a store (`s3://`, `gs://`).
+They need this package as well: a container with it, or `--beam_options="--setup_file=./setup.py …"`.
 Lists of what is to be done lie in `.beam/` in DIR meanwhile. Tasks may be repeated or run twice: they write the same.
 """
 
 import base64
+import concurrent.futures
 import contextlib
 import copy
 import dataclasses
 import functools
+import io
 import json
 import os
 import pathlib
@@ -29,12 +32,12 @@ from collections.abc import Callable, Iterator, Sequence
 import cv2
 import numpy as np
 
-from input_pipeline import raw
+from input_pipeline import raw, remote_source
 from input_pipeline.assemble import Shard, any_captions, encode
 from input_pipeline.cli import UserError, atomic_write, progress
 from input_pipeline.ingest import Ingested, Reader, ingest
 from input_pipeline.records import RecordWriter, index_shard
-from input_pipeline.remote import Store, is_remote
+from input_pipeline.remote import TRANSFERS, Store, is_remote
 from input_pipeline.signatures import SIGNATURE
 from input_pipeline.studies.manifest import Manifest, RawExample
 
@@ -226,13 +229,16 @@ def _beam(name: str, options: str, workers: int) -> tuple:
             "--runner needs Apache Beam, in an environment of its own since it holds other packages back: "
             "pip install -e '.[beam]'."
         ) from error
+    said = io.StringIO()  # of argparse, which Beam leaves the options to: the usage, and in the last line the mistake
     try:
-        parsed = PipelineOptions(shlex.split(options))
-        known = parsed.get_all_options(drop_default=True)
-        given = parsed.get_all_options(drop_default=True, retain_unknown_options=True)
+        with contextlib.redirect_stderr(said):
+            parsed = PipelineOptions(shlex.split(options))
+            known = parsed.get_all_options(drop_default=True)
+            given = parsed.get_all_options(drop_default=True, retain_unknown_options=True)
         runner = None if name == "direct" else apache_beam.runners.runner.create_runner(RUNNERS[name])
     except (ValueError, ImportError, SystemExit) as error:
-        raise UserError(f"--beam_options or --runner={name}: {' '.join(str(error).split())[:300]}.") from error
+        text = said.getvalue().rpartition("error: ")[2] if isinstance(error, SystemExit) else str(error)
+        raise UserError(f"--beam_options or --runner={name}: {' '.join(text.split())[:300]}.") from error
     if unknown := sorted(given.keys() - known.keys()):
         raise UserError(f"--beam_options: {unknown[0]} is no option of Apache Beam.")
     if name == "direct":
@@ -279,12 +285,22 @@ def _members(place: Place, reader: Reader, kind: str, number: int) -> tuple[Read
     return reader, task, examples
 
 
+def _read_each(reader: Reader, examples: Sequence[RawExample]) -> Iterator[Ingested]:
+    """Reads examples in order; those in a store some at a time, as each has to be waited for."""
+    if not isinstance(reader.source, remote_source.RemoteSource):
+        yield from (reader.read(example.paths, example.masks) for example in examples)
+        return
+    with concurrent.futures.ThreadPoolExecutor(TRANSFERS) as pool:
+        for start in range(0, len(examples), 2 * TRANSFERS):
+            some = examples[start : start + 2 * TRANSFERS]
+            yield from pool.map(lambda example: reader.read(example.paths, example.masks), some)
+
+
 def _read_chunk(place: Place, reader: Reader, number: int) -> int:
     """Reads the images of a task and writes what is known of them."""
     reader, _, examples = _members(place, reader, "read", number)
     rows = []
-    for example in examples:
-        found = reader.read(example.paths, example.masks)
+    for found in _read_each(reader, examples):
         signature = "" if found.signature is None else base64.b64encode(found.signature.tobytes()).decode("ascii")
         row = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
         rows.append(row | {"data": "", "num_bytes": len(found.data), "signature": signature or None})
@@ -298,8 +314,7 @@ def _write_shard(place: Place, reader: Reader, manifest: Manifest, captions: boo
     with tempfile.TemporaryDirectory() as scratch:
         path = pathlib.Path(scratch, task["shard"])
         with RecordWriter(path) as writer:
-            for example, member in zip(examples, task["members"], strict=True):
-                found = reader.read(example.paths, example.masks)
+            for example, member, found in zip(examples, task["members"], _read_each(reader, examples), strict=True):
                 if found.error or found.file_hash != member["file_hash"]:
                     reason = found.error or "it has changed since it was read"
                     raise UserError(f"{raw.printable(example.id)} cannot be used any more ({reason}): prepare again.")

@@ -85,7 +85,10 @@ def decode(data: bytes, channels: int | None = None) -> np.ndarray:
     if data[:4] != b"\x89PNG":
         raise BadImage("neither JPEG nor PNG")
     # IMREAD_UNCHANGED also ignores EXIF orientation, as the policy asks.
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:  # more pixels than OpenCV ever decodes, whatever it was prepared with
+        raise BadImage("a PNG that declares too many pixels") from error
     if image is None:
         raise BadImage("damaged PNG: its pixels cannot be unpacked")
     return _with_channels(image, channels)

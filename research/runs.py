@@ -18,7 +18,7 @@ from research.report import tables
 from research.search import stages, sweep
 from research.search.sheets import tuples
 from research.search.trials import recorded_sets
-from research.settings import validate
+from research.settings import completed, validate
 from research.training import build, start_weights
 from research.training.checkpoint import Checkpoints
 from research.training.loop import Training
@@ -39,10 +39,10 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{workdir} has no config.json, so it is no run; name another --workdir.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not readable JSON; restore it or name another --workdir.") from error
     try:
-        config = ConfigDict(tuples(content)).lock()
+        config = ConfigDict(completed(tuples(content))).lock()
         validate(config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(

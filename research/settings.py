@@ -1,6 +1,10 @@
-"""Which values of a config can no study mean? Each is refused by a sentence that names its key."""
+"""Which values of a config can no study mean? Each is refused by a sentence that names its key.
+
+And what does a config mean that an older version wrote, without the keys that came since?
+"""
 
 import re
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -29,6 +33,18 @@ _CHOICES = {
     "search.plan": ("auto", *plans.KINDS),
     "loss.class_weights": ("none", "balanced", "effective"),
 }
+
+
+def completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored config with the defaults of the keys that it lacks; every default leaves things as they were."""
+    from configs import common  # the only place where a default lives
+
+    return _over(common.default().to_dict(), stored)
+
+
+def _over(defaults: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    both = {key for key in defaults if isinstance(defaults[key], dict) and isinstance(own.get(key), dict)}
+    return defaults | own | {key: _over(defaults[key], own[key]) for key in both}
 
 
 def validate(config: ConfigDict) -> None:

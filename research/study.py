@@ -8,7 +8,7 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -85,6 +85,22 @@ def _run(config: ConfigDict, workdir: pathlib.Path, allow_cpu: bool, dry_run: bo
         listed = more() if sweep.has_lists(config) else []
         preview.show(config, trials or listed, attach, stop)
         return 0
+    return _carry_out(config, workdir, dataset, trials, more, attach, mesh, stop, programs)
+
+
+def _carry_out(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    dataset: Dataset,
+    trials: list[build.Trial],
+    more: Callable[..., list[build.Trial]],
+    attach: Callable[[build.Trial], build.Trial],
+    mesh,
+    stop: StopSignal,
+    programs: pathlib.Path | None,
+) -> int:
+    """Trains what is not trained yet, and writes the report; `trials` is empty where the search chooses them."""
+    shared_search = sweep.is_sweep(config)
     folder = RunFolder(workdir, config)
     environment = folder.write_environment()
     announce(config, dataset, trials or more(sets=[OverrideSet("", {})]), folder.path)
@@ -129,7 +145,7 @@ def _check_job(config: ConfigDict, dry_run: bool) -> None:
     if asked := [name for name, given in refused.items() if given]:
         raise UserError(
             f"{asked[0]} is not for a job of several processes, which trains one trial after another on all devices; "
-            "leave it out, or start one process for each host with a workdir of its own and one config.search.storage."
+            "leave it out, or start them with --num_processes=1, workdirs of their own and one config.search.storage."
         )
 
 
@@ -296,6 +312,8 @@ def announce(config: ConfigDict, dataset: Dataset, trials: list[build.Trial], wo
     print(f"Study {config.study}: {len(trials)} trial(s) in {workdir}")
     print(f"Data {dataset.directory}: {roles}")
     print(f"Devices: {', '.join(str(d) for d in jax.devices())}", flush=True)
+    if cluster.count() > 1 and len(trials) > 1:
+        print(f"Every trial trains on the devices of all {cluster.count()} processes, one after another.")
     if dataset.simulated:
         print("SIMULATED DATA: a program made the examples; no figure of this run says anything about real ones.")
     if config.demonstration:

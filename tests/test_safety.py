@@ -8,11 +8,13 @@ import csv
 import functools
 import io
 import pathlib
+import struct
+import zlib
 
 import numpy as np
 import pytest
 
-from input_pipeline import tabular
+from input_pipeline import images, tabular
 from input_pipeline.studies import captions
 from input_pipeline.studies.manifest import RawExample
 from research.evaluation import predictions
@@ -185,3 +187,11 @@ def test_who_else_writes_tables():
     found = {place.partition(":")[0] for name in ("writer", "DictWriter", "to_csv") for place, call in calls(name)
              if ast.unparse(call.func) in ("csv.writer", "csv.DictWriter") or name == "to_csv"}  # fmt: skip
     assert found <= known, found - known
+
+
+def test_a_stored_picture_of_billions_of_pixels_is_a_bad_image():
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b""))
+    body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
+    with pytest.raises(images.BadImage, match="too many pixels"):
+        images.decode(b"\x89PNG\r\n\x1a\n" + body)

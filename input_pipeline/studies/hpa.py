@@ -238,7 +238,12 @@ def scan(source: RawSource, options: dict[str, str]) -> Manifest:
     channels = hpa_2018.parse_channels(options.get("channels", "red,green,blue"))
     cell_finder = _cell_finder(options, channels)
     if columns == _HPA_2018:
-        return dataclasses.replace(_scan_2018(source, table, channels), cell_finder=cell_finder)
-    if "channels" in options:
+        found = _scan_2018(source, table, channels)
+    elif "channels" in options:
         raise UserError("the option channels is for the single-channel files of HPA-2018; these images are RGB.")
-    return dataclasses.replace(_scan_course(source, table), cell_finder=cell_finder)
+    else:
+        found = _scan_course(source, table)
+    if cell_finder is None:
+        return found
+    own = {"cells": f"{'crop' if cell_finder.crop else 'mask'}={cell_finder.kind}"}
+    return dataclasses.replace(found, cell_finder=cell_finder, notes=found.notes | own)

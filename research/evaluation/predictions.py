@@ -72,11 +72,13 @@ class Predictions:
         return calibration.probabilities(self.logits, multi_label, temperature)
 
 
-def _guard(text: str) -> str:
+def guard(text: str) -> str:
+    """A text with an apostrophe before it if a spreadsheet would run it, or if it has one already."""
     return f"'{text}" if text.startswith(_GUARDED) else text
 
 
-def _quote(cell: str) -> str:
+def quote(cell: str) -> str:
+    """A cell of a CSV, in quotes where it needs them."""
     # csv.writer leaves a lone carriage return bare (Python 3.11), and a reader ends the row there.
     return '"' + cell.replace('"', '""') + '"' if any(mark in cell for mark in ',"\r\n') else cell
 
@@ -132,7 +134,7 @@ def write(
     calibration.check_finite(logits)
     cells = _label_cells(labels, len(ids), len(class_names))
     header = ["id", "group", "label"] + [f"{_PREFIX}{name}" for name in class_names]
-    rows = [[_guard(str(i)), _guard(str(g)), cell] for i, g, cell in zip(ids, groups, cells, strict=True)]
+    rows = [[guard(str(i)), guard(str(g)), cell] for i, g, cell in zip(ids, groups, cells, strict=True)]
     if fold is not None:
         folds = np.broadcast_to(np.asarray(fold, np.int64), (len(ids),))
         header.insert(2, "fold")
@@ -140,9 +142,9 @@ def write(
             row.insert(2, str(number))
     _check_unique([str(i) for i in ids], "id")
     _check_unique(list(class_names), "class name")
-    lines = [",".join(map(_quote, header))]
+    lines = [",".join(map(quote, header))]
     for row, values in zip(rows, logits.tolist(), strict=True):
-        lines.append(",".join([*map(_quote, row), *(f"{value:.9g}" for value in values)]))
+        lines.append(",".join([*map(quote, row), *(f"{value:.9g}" for value in values)]))
     # Names of files that were not valid UTF-8 hold lone surrogates; they pass through, in both directions.
     atomic_write(path, ("\n".join(lines) + "\n").encode("utf-8", "surrogatepass"))
 

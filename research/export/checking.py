@@ -9,7 +9,7 @@ import numpy as np
 from input_pipeline.cli import UserError, progress
 from input_pipeline.loader import eval_batches
 from research.evaluation import predictions
-from research.export.program import PROBABILITIES, Program
+from research.export.program import LOGITS, PROBABILITIES, Program
 from research.training import inference
 from research.training.signals import StopSignal
 
@@ -30,11 +30,14 @@ class Agreement:
       examples: that both have seen.
       max_difference: largest absolute difference of a probability.
       same: share of equal decisions: the class, all labels of an example, or the class of a pixel.
+      logits: largest absolute difference of a logit over the largest logit, or over 1 if that is larger. Probabilities
+        of a network that is sure of nothing are close together whatever its logits are.
     """
 
     examples: int = 0
     max_difference: float = 0.0
     same: float = 0.0
+    logits: float = 0.0
 
     def add(self, program: Program, found: np.ndarray, expected: np.ndarray) -> None:
         """Takes in the probabilities of a batch."""
@@ -46,9 +49,14 @@ class Agreement:
         self.same = float((self.same * total + mean.mean() * count) / (total + count))
         self.examples += count
 
+    def add_logits(self, found: np.ndarray, expected: np.ndarray) -> None:
+        """Takes in the logits of a batch."""
+        self.logits = float(np.maximum(self.logits, np.abs(found - expected).max() / max(1.0, np.abs(expected).max())))
+
     def report(self) -> dict[str, float | int]:
         """For JSON."""
-        return {"examples": self.examples, "max_difference": self.max_difference, "same_decisions": self.same}
+        found = {"examples": self.examples, "max_difference": self.max_difference, "same_decisions": self.same}
+        return found | {"max_logit_difference": self.logits}
 
 
 def tolerance(program: Program) -> float:
@@ -94,25 +102,28 @@ def compare(
     for number, part in enumerate(progress(batches, total, "Checking, batches")):
         stop.check()
         given, valid = program.feed(part), np.asarray(part["valid"])
-        expected = program.probabilities(np.asarray(reference(program.arrays, *given), np.float64))[valid]
+        logits = np.asarray(reference(program.arrays, *given), np.float64)[valid]
+        expected = program.probabilities(logits)
         for name, call in calls.items():
-            own = _in_batches(call, given, batch, _ODD if number == 0 else 0)[valid]
-            found[name].add(program, own, expected)
+            own = _in_batches(call, given, batch, _ODD if number == 0 else 0)
+            found[name].add(program, own[PROBABILITIES][valid], expected)
+            found[name].add_logits(own[LOGITS][valid], logits)
         if program.task != "segmentation":
             kept.append(expected)
     return found, _saved(program, role, indices, np.concatenate(kept)) if kept else None
 
 
-def _in_batches(call: Call, given: Sequence[np.ndarray], batch: int | None, odd: int) -> np.ndarray:
-    """Probabilities of a batch of 32; with `odd` those of its first examples come from a batch of that size."""
+def _in_batches(call: Call, given: Sequence[np.ndarray], batch: int | None, odd: int) -> dict[str, np.ndarray]:
+    """Outputs of a batch of 32; with `odd` those of its first examples come from a batch of that size."""
     if batch is None:
-        whole = call(given)[PROBABILITIES]
-        return np.concatenate([call([v[:odd] for v in given])[PROBABILITIES], whole[odd:]]) if odd else whole
-    parts = []
-    for start in range(0, _BATCH, batch):
-        rows = np.minimum(np.arange(start, start + batch), _BATCH - 1)  # the last example fills the last batch up
-        parts.append(call([value[rows] for value in given])[PROBABILITIES])
-    return np.concatenate(parts)[:_BATCH]
+        parts = [call(given)]
+        if odd:
+            parts = [call([value[:odd] for value in given]), {name: value[odd:] for name, value in parts[0].items()}]
+    else:
+        # The last example fills the last batch up.
+        rows = [np.minimum(np.arange(start, start + batch), _BATCH - 1) for start in range(0, _BATCH, batch)]
+        parts = [call([value[own] for value in given]) for own in rows]
+    return {name: np.concatenate([part[name] for part in parts])[:_BATCH] for name in parts[0]}
 
 
 def _saved(program: Program, role: str, indices: np.ndarray, expected: np.ndarray) -> Agreement | None:

@@ -59,7 +59,7 @@ def write(path: pathlib.Path, program: Program, batch: int | None, metadata: Map
             "orbax (`pip install jax2onnx==0.17.1`)."
         ) from error
     path.write_bytes(content)
-    return {"opset": latency._OPSET, "ir_version": latency._IR}
+    return {"opset": latency.OPSET, "ir_version": latency.IR}
 
 
 def load(path: pathlib.Path, names: Sequence[str], threads: int = 0) -> Callable:
@@ -104,8 +104,8 @@ def to_onnx(
     ends = [end(*item) for item in inputs.items()], [end(name, shapes[name]) for name in names]
     nodes, constants = _used(graph, names)
     whole = helper.make_graph(nodes, "model", *ends, constants)
-    opsets = [helper.make_opsetid("", latency._OPSET)]
-    model = helper.make_model(whole, opset_imports=opsets, ir_version=latency._IR, producer_name="research")
+    opsets = [helper.make_opsetid("", latency.OPSET)]
+    model = helper.make_model(whole, opset_imports=opsets, ir_version=latency.IR, producer_name="research")
     helper.set_model_props(model, {"description": json.dumps(metadata)} if metadata else {})
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
@@ -121,7 +121,7 @@ def _used(graph: "Graph", outputs: Sequence[str]) -> tuple[list, list]:
     return nodes[::-1], [constant for constant in graph.constants if constant.name in wanted]
 
 
-class Graph(latency._Graph):
+class Graph(latency.Graph):
     """A graph whose sizes may depend on the batch; the batch is the first size of the first input."""
 
     def __init__(self, inputs: Mapping[str, jax.ShapeDtypeStruct]) -> None:

@@ -38,7 +38,7 @@ def measure(folder: pathlib.Path, files: Sequence[str], inputs: Sequence[dict], 
     content = {"files": list(files), "inputs": list(inputs), "batch": batch, "runs": runs}
     (job / "job.json").write_text(json.dumps(content), encoding="utf-8")
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
-    environment = os.environ | latency._THREADS | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    environment = os.environ | latency.THREADS | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, "-m", "research.export.timing", str(folder)]
     child = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
     if child.returncode:
@@ -78,7 +78,7 @@ def _measure_here(folder: pathlib.Path) -> None:
         start = time.perf_counter()
         call(given)
         runs = int(np.clip(LONGEST / (time.perf_counter() - start), min(10, job["runs"]), job["runs"]))
-        times = latency._times(lambda call=call: call(given), runs, min(5, runs))
+        times = latency.times(lambda call=call: call(given), runs, min(5, runs))
         p50, p95 = np.quantile(times, [0.5, 0.95])
         answer = {"p50_ms": round(float(p50), 4), "p95_ms": round(float(p95), 4), "batch": job["batch"]}
         answer |= {"threads": 1, "runs": runs, "runtime": runtime}

@@ -131,7 +131,8 @@ def _check(folder, program: Program, request: Request, files: dict, examples: tu
         files[name]["check"] = agreement.report() | {"tolerance": checking.tolerance(program)}
         print(
             f"{name}: {files[name]['bytes']:,} bytes; largest difference of a probability "
-            f"{agreement.max_difference:.1e}, equal decisions {agreement.same:.2%}, on {agreement.examples} examples",
+            f"{agreement.max_difference:.1e}, of a logit {agreement.logits:.1e} of the largest, equal decisions "
+            f"{agreement.same:.2%}, on {agreement.examples} examples",
             flush=True,
         )
         if not agreement.max_difference <= checking.tolerance(program):

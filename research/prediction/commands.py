@@ -113,6 +113,8 @@ def _made_differently(model, values: argparse.Namespace) -> list[str]:
         found.append("cut to boxes (--boxes)")
     if str((content.get("notes") or {}).get("layout", "")).startswith("Id,Target"):
         found.append("joined of a file for each channel")
+    elif (content.get("notes") or {}).get("cells"):
+        found.append("cut to, or joined with, the cells in them")
     elif model.trial.channels not in (1, 3):
         found.append(f"joined to {model.trial.channels} channels")
     return [

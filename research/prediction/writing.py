@@ -45,12 +45,12 @@ class Csv:
         self._line([*texts[:split], *numbers, *texts[split:]])
 
     def _line(self, cells: Sequence[str]) -> None:
-        self._file.write(",".join(map(predictions._quote, cells)) + "\n")
+        self._file.write(",".join(map(predictions.quote, cells)) + "\n")
 
     def add(self, texts: Sequence[Sequence[str]], numbers: np.ndarray) -> None:
         """Writes n rows: n lists of texts, and numbers `[n, columns]`, of which NaN is an empty cell."""
         for row, values in zip(texts, numbers.tolist(), strict=True):
-            cells = [predictions._guard(cell) for cell in row]
+            cells = [predictions.guard(cell) for cell in row]
             shown = ["" if value != value else f"{value:.9g}" for value in values]
             self._line([*cells[: self._split], *shown, *cells[self._split :]])
 

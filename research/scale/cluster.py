@@ -4,7 +4,8 @@ A job is one process, or N that run the same command on one or several hosts:
 
     python -m research.main --config=… --workdir=… --coordinator=HOST:PORT --num_processes=N --process_id=I
 
-On TPU pods, in SLURM steps (`srun`), under Open MPI 4 and in indexed Kubernetes jobs nothing has to be said. HOST is
+On TPU pods, in SLURM steps (`srun`), under Open MPI 4 and in indexed Kubernetes jobs (with the package `kubernetes`)
+nothing has to be said; --num_processes=1 says that each process there is by itself, as workers of a search are. HOST is
 where process 0 runs, and its coordinator listens on that address only (JAX_COORDINATOR_BIND_ADDRESS=IP:PORT where HOST
 is not an address of its own machine).
 
@@ -22,6 +23,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -41,7 +43,7 @@ _LOST = (
 _SIGNS = ("gloo", "nccl", "connection closed", "connection reset", "socket closed", "coordination service", "heartbeat")
 # Only where one of these is set (or on a TPU) JAX is asked for a cluster: never on somebody's laptop.
 _MARKS = ("SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri", "JOB_COMPLETION_INDEX")
-_START_SECONDS, _END_SECONDS = 300, 5
+_START_SECONDS, _END_SECONDS, _SHUTDOWN_SECONDS = 300, 5, 30
 _POLL_MS, _LONG_MS, _KEPT = 1000, 24 * 3600 * 1000, 100
 _STOP = "research/stop"
 
@@ -73,7 +75,9 @@ def joined() -> Iterator[None]:
     Raises:
       UserError: the flags contradict each other, or the job does not come together.
     """
-    place = _stated(flags.FLAGS) or _detected()
+    place = None
+    if flags.FLAGS.num_processes != 1:  # that says that this process is by itself, in whatever cluster
+        place = _stated(flags.FLAGS) or _detected()
     if place is None:
         yield
         return
@@ -81,17 +85,20 @@ def joined() -> Iterator[None]:
     try:
         yield
     except (UserError, OSError):
-        _meet("research/ended", _END_SECONDS)  # a mistake is found by all at once; let each say it
+        _leave("research/ended", _END_SECONDS)  # a mistake is found by all at once; let each say it
         raise
     except Stopped:
-        _meet("research/stopped", _START_SECONDS)
+        _leave("research/stopped", _START_SECONDS)
         raise
     except Exception as error:
         if any(sign in str(error).lower() for sign in _SIGNS):
             logging.info("%s", error)
             _leave_alone()
-        raise
-    _meet("research/finished", _START_SECONDS)
+        try:
+            traceback.print_exc()
+        finally:  # at once: the end of the interpreter would wait for the others, and they for this process
+            os._exit(1)
+    _leave("research/finished", _START_SECONDS)
 
 
 def _stated(values: flags.FlagValues) -> tuple[str, int, int, None] | None:
@@ -107,7 +114,7 @@ def _stated(values: flags.FlagValues) -> tuple[str, int, int, None] | None:
         raise UserError(f"--coordinator={coordinator} is not HOST:PORT; for example --coordinator=10.0.0.1:8476.")
     if own >= number:
         raise UserError(f"--process_id={own} is none of 0 to {number - 1}; see --num_processes.")
-    return None if number == 1 else (coordinator, number, own, None)
+    return coordinator, number, own, None
 
 
 def _detected() -> tuple[str, int, int, list[int] | None] | None:
@@ -155,6 +162,7 @@ def _join(coordinator: str, number: int, own: int, devices: list[int] | None, si
             cluster_detection_method="deactivate",
             initialization_timeout=_START_SECONDS,
             heartbeat_timeout_seconds=silence,
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
             coordinator_bind_address=_bind_address(coordinator, detected),
         )
     except (RuntimeError, ValueError) as error:
@@ -193,10 +201,16 @@ def _client() -> Any:
     return distributed.global_state.client
 
 
-def _meet(name: str, seconds: float) -> None:
-    """Waits for all processes, at most so long."""
+def _leave(name: str, seconds: float) -> None:
+    """Ends the job together with the others, if all are there within so many seconds; else they see that one is gone.
+
+    Whoever just left would look dead to the others.
+    """
+    import jax
+
     with contextlib.suppress(Exception):
         _client().wait_at_barrier(name, int(1000 * seconds))
+        jax.distributed.shutdown()
 
 
 # Agreement

@@ -35,8 +35,8 @@ from research.training import build, steps
 
 RUNS, WARM_UP = 500, 50
 TOLERANCE = 1e-5  # of the logits, relative to the largest if that is above 1
-_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NPROC": "1", "JAX_NUM_CPU_DEVICES": "1"}
-_OPSET, _IR = 18, 9
+THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NPROC": "1", "JAX_NUM_CPU_DEVICES": "1"}
+OPSET, IR = 18, 9
 # Primitives whose ONNX operator takes the same operands and broadcasts them as NumPy does.
 _SAME = {
     "abs": "Abs", "add": "Add", "and": "And", "ceil": "Ceil", "div": "Div", "eq": "Equal", "erf": "Erf", "exp": "Exp",
@@ -104,7 +104,7 @@ def measure(
         jobs = [_write_job(pathlib.Path(folder, f"{number}"), *model) for number, model in enumerate(models)]
         job = {"models": jobs, "runs": runs, "warm_up": warm_up}
         pathlib.Path(folder, "jobs.json").write_text(json.dumps(job), encoding="utf-8")
-        environment = os.environ | _THREADS | {"JAX_PLATFORMS": "cpu"}
+        environment = os.environ | THREADS | {"JAX_PLATFORMS": "cpu"}
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
         command, root = [sys.executable, "-m", "research.search.latency", folder], pathlib.Path(__file__).parents[2]
         child = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
@@ -187,7 +187,7 @@ def _measure_one(stem: pathlib.Path, model: dict[str, Any], runs: int, warm_up: 
             function, runtime = in_onnx, f"onnxruntime {importlib.metadata.version('onnxruntime')}"
     if refusal:
         runtime += f" ({refusal})"
-    p50, p95 = np.quantile(_times(lambda: function(image), runs, warm_up), [0.5, 0.95])
+    p50, p95 = np.quantile(times(lambda: function(image), runs, warm_up), [0.5, 0.95])
     return Measured(float(p50), float(p95), runtime, int(used))
 
 
@@ -207,7 +207,7 @@ def _session(file: pathlib.Path, image: np.ndarray, expected: np.ndarray) -> tup
     return lambda image: session.run(None, {"image": image})[0], ""
 
 
-def _times(call: Callable[[], Any], runs: int, warm_up: int) -> np.ndarray:
+def times(call: Callable[[], Any], runs: int, warm_up: int) -> np.ndarray:
     """Milliseconds of each call, `[runs]`."""
     for _ in range(warm_up):
         call()
@@ -236,7 +236,7 @@ def to_onnx(function: Callable[[Any], Any], image: jax.ShapeDtypeStruct) -> byte
     from onnx import helper
 
     traced = jax.make_jaxpr(function)(image)
-    graph = _Graph()
+    graph = Graph()
     (output,) = graph.convert(traced.jaxpr, traced.consts, ["image"])
     graph.nodes.append(helper.make_node("Identity", [output], ["logits"]))
     ends = [
@@ -244,12 +244,12 @@ def to_onnx(function: Callable[[Any], Any], image: jax.ShapeDtypeStruct) -> byte
         for name, value in (("image", image), ("logits", traced.out_avals[0]))
     ]
     whole = helper.make_graph(graph.nodes, "model", ends[:1], ends[1:], graph.constants)
-    model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
+    model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
     onnx.checker.check_model(model)
     return model.SerializeToString()
 
 
-class _Graph:
+class Graph:
     """Nodes of an ONNX graph under construction; a value is the name of a tensor."""
 
     def __init__(self) -> None:

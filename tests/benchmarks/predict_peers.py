@@ -3,10 +3,11 @@
     python -m tests.benchmarks.predict_peers --run=RUN --images=DIR --timm=PYTHON
         [--count=512] [--rounds=5] [--batch_size=32] [--workers=0,2]
 
-RUN is a finished run of a network that timm has under the same name, such as resnet18 at 224 px; PYTHON an interpreter
-with PyTorch and timm. The peer is what a user of timm writes: a DataLoader with 0 or 2 workers, `timm.create_model`
-with random weights, its transform for evaluation without crop (full decode by Pillow, bilinear resize to the same
-square, normalisation), `torch.inference_mode`, channels last, float32. Both decode fully and resize then.
+RUN is a finished run of a network that timm has under the same name, such as resnet18 at 224 px, without test-time
+views; PYTHON an interpreter with PyTorch and timm. The peer is what a user of timm writes: a DataLoader with 0 or 2
+workers, `timm.create_model` with random weights, its transform for evaluation without crop (full decode by Pillow,
+bilinear resize to the same square, normalisation), `torch.inference_mode`, channels last, float32. Both decode fully
+and resize then.
 
 The two take turns, each time as a process of its own (A B A C, A B A C, …). Per peer: medians over the rounds of
 images/s as a whole (from the start of the process to its last prediction: imports, weights, compilation) and steady
@@ -43,6 +44,8 @@ def run(command: list[str]) -> dict:
 def compare(arguments: argparse.Namespace) -> dict:
     """All that is measured, by number of the peer's workers."""
     config = json.loads((pathlib.Path(arguments.run) / "config.json").read_text(encoding="utf-8"))
+    if config["evaluation"]["tta"] != "none":
+        sys.exit("the run looks at several views of an image, the peer at one; train with config.evaluation.tta=none.")
     common = [f"--images={arguments.images}", f"--count={arguments.count}", f"--batch_size={arguments.batch_size}"]
     ours = [sys.executable, "-m", "tests.benchmarks.predict_ours", f"--run={arguments.run}", *common]
     theirs = [arguments.timm, str(ROOT / "tests" / "benchmarks" / "predict_timm.py"), *common]

@@ -3,10 +3,10 @@
     python -m tests.campaign.bad_input [--only=TEXT] [--seconds=90] [--megabytes=1500] [--seed=0] [--out=summary.json]
 
 The cases of `bad_data` and `bad_tables` (prepare, train) and of `bad_runs` (weights, predict, pareto, ensemble,
-explain, compare, genes, segment, compress, export), each a command in a process of its own, forked from one that has
-imported the program. A case says whether the command is to refuse (status 2 and one sentence, no traceback, no
-output begun) or to finish (status 0, and what it must say about the input). In every case: peak memory and time below
-the limits, nothing changed or written but in the output folder, no temporary file left, nothing executed.
+explain, compare, genes, segment, compress, export), each a command in a process of its own. A case says whether the
+command is to refuse (status 2 and one sentence, no traceback, no output begun) or to finish (status 0, and what it must
+say about the input). In every case: peak memory and time below the limits, nothing changed or written but in the output
+folder, no temporary file left, nothing executed.
 """
 
 import contextlib
@@ -14,18 +14,15 @@ import hashlib
 import os
 import pathlib
 import random
-import runpy
 import shutil
 import signal
+import subprocess
 import sys
 import time
-import traceback
 
-os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=0"  # else commands would start themselves over
-
-from tests.campaign import bad_data, bad_runs, bad_tables, common  # noqa: E402
-from tests.campaign.bad_cases import Case, Place  # noqa: E402
-from tests.running import ROOT  # noqa: E402
+from tests.campaign import bad_data, bad_runs, bad_tables, common
+from tests.campaign.bad_cases import Case, Place
+from tests.running import ENVIRONMENT, ROOT
 
 
 def snapshot(folder: pathlib.Path) -> dict[str, str]:
@@ -43,40 +40,6 @@ def snapshot(folder: pathlib.Path) -> dict[str, str]:
     return found
 
 
-def child(case: Case, arguments: list[str], place: Place) -> None:
-    """Becomes the command; never returns."""
-    status = 99
-    try:
-        output = os.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1), os.dup2(output, 2)
-        os.setsid()
-        os.chdir(place.cwd)
-        os.environ |= {"TMPDIR": str(place.tmp), "HOME": str(place.home), "XDG_CACHE_HOME": str(place.home),
-                       "CAMPAIGN": str(place.root), "JAX_PLATFORMS": "cpu"}  # fmt: skip
-        import tempfile
-
-        tempfile.tempdir = None
-        sys.stdout = os.fdopen(1, "w", buffering=1)
-        sys.stderr = os.fdopen(2, "w", buffering=1)
-        if case.unprivileged:
-            os.setgid(65534), os.setuid(65534)
-        sys.argv, sys.orig_argv = [case.module, *arguments], [sys.executable, "-m", case.module, *arguments]
-        sys.modules.pop(case.module, None)
-        runpy.run_module(case.module, run_name="__main__", alter_sys=True)
-        status = 0
-    except SystemExit as error:
-        if isinstance(error.code, str):
-            print(error.code, file=sys.stderr)
-        status = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-    except BaseException:
-        traceback.print_exc()
-        status = 1
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush(), sys.stderr.flush()
-        os._exit(status)
-
-
 def run(case: Case, place: Place, seconds: float, megabytes: float) -> tuple[int, str]:
     """Runs a case; gives its status and output.
 
@@ -85,22 +48,29 @@ def run(case: Case, place: Place, seconds: float, megabytes: float) -> tuple[int
     """
     arguments = case.build(place)
     place.before = snapshot(place.given)
-    number = os.fork()
-    if not number:
-        child(case, arguments, place)
+    own = {"TMPDIR": str(place.tmp), "HOME": str(place.home), "XDG_CACHE_HOME": str(place.home),
+           "CAMPAIGN": str(place.root), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1",
+           "JAX_COMPILATION_CACHE_DIR": str(place.shared["data"].parent / "programs")}  # fmt: skip
+    who = {"user": 65534, "group": 65534, "extra_groups": []} if case.unprivileged else {}
+    with open(place.log, "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", case.module, *arguments], cwd=place.cwd, env=ENVIRONMENT | own, stdout=log,
+            stderr=log, start_new_session=True, **who,
+        )  # fmt: skip
     begun = time.monotonic()
     while True:
-        ended, status, usage = os.wait4(number, os.WNOHANG)
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
         if ended:
             break
         if time.monotonic() - begun > seconds:
-            os.killpg(number, signal.SIGKILL)
-            os.wait4(number, 0)
+            os.killpg(process.pid, signal.SIGKILL)
+            os.wait4(process.pid, 0)
             raise common.Fault(f"still running after {seconds:.0f} s: {place.output()[-300:]!r}")
         time.sleep(0.01)
+    process.returncode = os.waitstatus_to_exitcode(status)
     if usage.ru_maxrss / 1024 > megabytes:
         raise common.Fault(f"took {usage.ru_maxrss / 1024:.0f} MB: {place.output()[-300:]!r}")
-    return os.waitstatus_to_exitcode(status), place.output()
+    return process.returncode, place.output()
 
 
 def judge(case: Case, place: Place, status: int, text: str) -> str:
@@ -146,7 +116,6 @@ def campaign(count: int, seed: int, folder: pathlib.Path, only: str, seconds: fl
         cases = random.Random(seed).sample(cases, count)
     tally = common.Tally("bad input", seed, len(cases))
     shared = bad_runs.prepare(folder / "shared", cases)
-    import_everything(cases)
     for number, case in enumerate(cases):
         root = folder / f"case{number}"
         with tally.attempt(f"{case.module}: {case.name}"):
@@ -157,15 +126,6 @@ def campaign(count: int, seed: int, folder: pathlib.Path, only: str, seconds: fl
             tally.count(judge(case, place, *run(case, place, seconds, megabytes)))
         shutil.rmtree(root, ignore_errors=True)
     return tally
-
-
-def import_everything(cases: list[Case]) -> None:
-    """Imports what the commands need, once for all; JAX starts no device by that."""
-    import importlib
-
-    for name in ("research.study", "research.report.assemble", "research.runs", "sklearn.linear_model", "pandas"):
-        importlib.import_module(name)
-    sys.path.insert(0, str(ROOT))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ from input_pipeline.cli import UserError
 from input_pipeline.dataset import open_dataset
 from research.training import checkpoint
 from research.training.checkpoint import Checkpoints
-from tests.campaign import common
+from tests.campaign import common, driver
+
+KILLED_AT = ("checkpoint: renamed, before the pruning", "evaluation: after, before its row")
 
 # Damage
 
@@ -216,12 +218,16 @@ def sentence(error: UserError) -> None:
 def attempt_run(study: common.Study, reference: pathlib.Path, number: int, rng: random.Random) -> tuple[str, str]:
     """Interrupts a run, damages its checkpoints, and runs it again to the end."""
     workdir, log = study.folder / f"damaged-run{number}", study.folder / f"damaged{number}.log"
-    point = rng.choice(("checkpoint: renamed, before the pruning", "evaluation: after, before its row"))
-    status = study.finish(workdir, log, CRASH_POINT=f"{point}:{rng.choice((2, 3))}")
+    points = [f"{name}:{passage}" for name in driver.POINTS for passage in (2, 3) if name in KILLED_AT]
+    # Where the folders of both trials are exchanged, the second has begun.
+    point = "checkpoint: renamed, before the pruning:7" if number % 3 == 2 else rng.choice(points)
+    status = study.finish(workdir, log, CRASH_POINT=point)
     if status != -9:
         raise common.Fault(f"the run was to be killed and ended with status {status}")
-    done = []
-    for folder in sorted((workdir / "checkpoints").iterdir()):
+    done, trials = [], sorted((workdir / "checkpoints").iterdir())
+    if len(trials) > 1 and number % 3 == 2:
+        done.append(f"{trials[0].name}: {swap(*trials)}")
+    for folder in trials if not done else ():
         steps = sorted(path for path in folder.iterdir() if path.name.isdigit())
         if steps:
             newest = max(steps, key=lambda path: int(path.name))
@@ -232,8 +238,10 @@ def attempt_run(study: common.Study, reference: pathlib.Path, number: int, rng: 
     status = study.finish(workdir, log)
     refusals = 0
     while status == 2 and refusals < 3:  # all checkpoints damaged: said, set aside, begun anew by the next start
-        common.assert_sentence(log.read_text(), status)
+        said = common.assert_sentence(log.read_text(), status)
         refusals += 1
+        if "of the trial" in said:  # what the sentence advises
+            swap(*trials)
         log.write_bytes(b"")
         status = study.finish(workdir, log)
     if status:

@@ -141,8 +141,13 @@ def test_a_failing_pipeline_is_one_sentence(mixed, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="pipeline failed while reading: .*cat/02.jpg"):
         prepare.prepare("folder", mixed / "raw", tmp_path / "out", workers=1, runner="direct")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UserError, match="no option of Apache Beam"):
-        prepare.prepare("folder", mixed / "raw", tmp_path / "out", runner="direct", beam_options="--regoin=x")
+    for options, message in (
+        ("--regoin=x", "regoin is no option of Apache Beam"),
+        ("--direct_num_workers=many", "direct_num_workers: invalid int value: 'many'"),
+        ("--region='x", "No closing quotation"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prepare.prepare("folder", mixed / "raw", tmp_path / "out", runner="direct", beam_options=options)
 
 
 @needs_beam

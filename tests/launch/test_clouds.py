@@ -52,7 +52,7 @@ class Cloud:
         environment["PATH"] = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         environment = {k: v for k, v in (environment | variables).items() if v}
         command = ["bash", str(script), *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
     def calls(self, word: str = "") -> list[str]:
         file = self.folder / "calls"

@@ -18,6 +18,7 @@ from research.models.call_order import call_order
 from research.models.initialize import initialize
 from research.models.pretrained import formats, hub, matching, names, sources
 from research.models.pretrained.weight_file import WeightFile, refuse
+from research.remote.weights import local_copy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +157,7 @@ def plan(name: str, variant: str, weights: str) -> Pretrained:
 
 def _open(entry: registry.Entry, weights: str) -> tuple[WeightFile, hub.Fetched | None]:
     if not weights.startswith(hub.PREFIX):
-        return formats.read(weights, sources.suggestion(entry.name)), None
+        return formats.read(local_copy(weights), sources.suggestion(entry.name)), None
     fetched = hub.fetch(weights)
     if fetched.architecture:
         try:

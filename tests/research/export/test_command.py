@@ -96,7 +96,7 @@ def test_the_folder_and_its_description(run, exported):
         facts = about["files"][name]
         assert facts["bytes"] == (exported / name).stat().st_size
         assert facts["check"]["examples"] == count and facts["check"]["same_decisions"] == 1.0
-        assert 0 <= facts["check"]["max_difference"] <= 1e-6
+        assert 0 <= facts["check"]["max_difference"] <= 1e-6 and 0 <= facts["check"]["max_logit_difference"] <= 1e-5
     assert about["saved_predictions"]["examples"] == count and about["saved_predictions"]["max_difference"] < 1e-6
     assert about["files"]["model.onnx"]["opset"] == 18
     import onnx
@@ -242,6 +242,9 @@ def test_the_difference_is_the_largest_and_nan_stays():
     agreement.add(Two(), np.array([[0.4, 0.6]]), np.array([[0.6, 0.4]]))
     assert agreement.examples == 3 and agreement.same == pytest.approx(2 / 3)
     assert agreement.max_difference == pytest.approx(0.2)
+    agreement.add_logits(np.array([[8.0, 1.0]]), np.array([[10.0, 1.0]]))
+    agreement.add_logits(np.array([[0.1, 0.2]]), np.array([[0.1, 0.1]]))
+    assert agreement.logits == pytest.approx(0.2)
     agreement.add(Two(), np.array([[np.nan, 0.6]]), np.array([[0.6, 0.4]]))
     agreement.add(Two(), np.array([[0.6, 0.4]]), np.array([[0.6, 0.4]]))
     assert np.isnan(agreement.max_difference)

@@ -52,7 +52,10 @@ NETWORKS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+SLOW = ("eight views", "strided, average pooling")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NETWORKS])
 def test_any_batch_gives_what_the_network_gives(name, tmp_path):
     model, size, options, normalize, views, multi_label = NETWORKS[name]
     trial = trial_of(model, size, options, normalize)
@@ -122,7 +125,7 @@ def test_segmentation(tmp_path):
             assert found["mask"].dtype == np.uint8 and (found["mask"] == mask[:batch]).mean() > 0.999
 
 
-@pytest.mark.parametrize("image, text", [("simple_cnn", "bag"), ("", "gru")])
+@pytest.mark.parametrize("image, text", [("simple_cnn", "bag"), pytest.param("", "gru", marks=pytest.mark.slow)])
 def test_captions(image, text, tmp_path):
     from research.text import tokenizers
 

@@ -186,5 +186,5 @@ def test_a_child_that_dies_costs_the_search_nothing_but_the_figures(monkeypatch)
 
 def test_only_the_runs_after_the_warm_up_are_timed():
     calls = []
-    assert latency._times(lambda: calls.append(0), 7, 3).shape == (7,)
+    assert latency.times(lambda: calls.append(0), 7, 3).shape == (7,)
     assert len(calls) == 10
