@@ -1,8 +1,8 @@
 """Runs `research.main` as one process of a job, writes which examples it took, and dies at a step if it is told to.
 
 Environment: DRIVER_IDS=FILE gets a line of JSON for each stretch of batches, {"first": step, "ids": [[…], …]}, a list
-of ids for each step; DRIVER_SIGNAL=NUMBER and DRIVER_STEP=STEP send this process a signal before that step; DRIVER_REPORT=0
-leaves the report out, which takes longer than all the rest.
+of ids for each step; DRIVER_SIGNAL=NUMBER and DRIVER_STEP=STEP send this process a signal before that step;
+DRIVER_REPORT=0 leaves the report out, which takes longer than all the rest.
 """
 
 import functools

@@ -2,10 +2,11 @@
 
     python -m tests.campaign.disk [--count=8] [--seed=0] [--out=summary.json] [--folder=DIR]
 
-The run folder lies on a file system in memory (tmpfs; needs root, and says so otherwise) that is full at `--count`
-sizes between nothing and what the run needs, and is read-only at two more points: from the beginning of an interrupted
-run's second start, and with checkpoints alone read-only. Each must end with status 2 and one sentence, keep the
-checkpoints that were complete, and, once there is room, go on to the end of the undisturbed run.
+The run folder lies on a file system in memory (tmpfs; needs root, and says so otherwise). It is too small for the run
+(one in four of the attempts), or somebody else fills it to the last block, or but for a few kB, while the run steps,
+saves, evaluates or reports; and it is read-only at two more points: from the beginning of an interrupted run's second
+start, and with checkpoints alone read-only. Each must end with status 2 and one sentence, keep the checkpoints that
+were complete, and, once there is room, go on to the end of the undisturbed run.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import pathlib
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 from research.training import checkpoint
@@ -45,10 +47,15 @@ def refused(study: common.Study, workdir: pathlib.Path, log: pathlib.Path) -> st
     log.write_bytes(b"")
     status = study.finish(workdir, log)
     said = common.assert_sentence(log.read_text(), status)
+    check_whole(workdir, said)
+    return said
+
+
+def check_whole(workdir: pathlib.Path, said: str) -> None:
+    """No checkpoint under its final name is half written."""
     for step in workdir.glob("checkpoints/*/*"):
         if step.name.isdigit() and (problem := checkpoint.damage(step)):
             raise common.Fault(f"{step} is half written ({problem}); said: {said}")
-    return said
 
 
 def go_on(study: common.Study, workdir: pathlib.Path, reference: pathlib.Path, log: pathlib.Path, said: str) -> None:
@@ -75,6 +82,39 @@ def full(study: common.Study, reference: pathlib.Path, place: pathlib.Path, size
             raise common.Fault(f"checkpoints were lost: {before} became {after}")
         go_on(study, workdir, reference, log, said)
     return said
+
+
+def filled(study: common.Study, reference: pathlib.Path, place: pathlib.Path, activity: str, left: int) -> str:
+    """A disk on which somebody else leaves `left` bytes as soon as the run is in an activity."""
+    log = study.folder / f"{place.name}.log"
+    with small_disk(place, 2**26):
+        workdir, filler = place / "run", place / "filler"
+        process = study.start(workdir, log)
+        while process.poll() is None and study.activity() != activity:
+            time.sleep(0.001)
+        fill(filler, left)
+        status = process.wait(600)
+        if status:
+            said = common.assert_sentence(log.read_text(), status)
+            check_whole(workdir, said)
+            said += " | " + refused(study, workdir, log) if left < 4096 else ""
+        else:
+            said = "what was left was enough"
+        before = complete(workdir)
+        filler.unlink()
+        go_on(study, workdir, reference, log, said)
+    if any(not set(steps) for steps in before.values()):
+        raise common.Fault(f"checkpoints were lost: {before}")
+    return said
+
+
+def fill(file: pathlib.Path, left: int) -> None:
+    """Writes until the disk is full, and then frees `left` bytes."""
+    with open(file, "wb") as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(2**12))
+            filler.flush()
+    os.truncate(file, max(0, file.stat().st_size - left))
 
 
 def read_only(study: common.Study, reference: pathlib.Path, place: pathlib.Path, part: str) -> str:
@@ -108,13 +148,18 @@ def campaign(count: int, seed: int, folder: pathlib.Path) -> common.Tally:
     needed = sum(-(-status.st_size // 4096) * 4096 for status in used)
     leftovers = common.Leftovers(study.folder)
     tally = common.Tally("disk", seed, count + 2)
+    activities = ("step", "save", "evaluate", "report")
     for number in range(count):
-        # A run needs more than it leaves: checkpoints that are pruned, temporary files.
-        size = int(needed * (number + rng.random()) / count * 0.97) // 4096 * 4096 + 4096
-        with tally.attempt(f"full at {size} of {needed} bytes"):
-            said = full(study, reference, folder / f"full{number}", size)
-            print(f"full at {size} of {needed} bytes: {said}", flush=True)
-            tally.count("refused, then the same")
+        small = number % 4 == 3
+        size = rng.randrange(4096, needed, 4096)
+        activity, left = activities[number % 4 if not small else 0], rng.choice((0, 0, 8192, 40_960))
+        activity = "report" if number % 8 == 4 else activity
+        label = f"full at {size} of {needed} bytes" if small else f"filled in {activity} but for {left} bytes"
+        with tally.attempt(label):
+            place = folder / f"full{number}"
+            said = full(study, reference, place, size) if small else filled(study, reference, place, activity, left)
+            print(f"{label}: {said}", flush=True)
+            tally.count("enough, and the same" if "enough" in said else "refused, then the same")
             leftovers.check()
     for part in (".", "checkpoints"):
         with tally.attempt(f"read-only {part}"):
