@@ -49,7 +49,7 @@ setup(
         "latency": ["flatbuffers", "onnx", "onnxruntime"],
         "text": ["tokenizers"],
         "remote": ["fsspec", "s3fs", "gcsfs"],
-        "beam": ["apache-beam>=2.77"],  # in an environment of its own, without constraints.txt: it wants an older protobuf
+        "beam": ["apache-beam>=2.77"],  # wants an older protobuf: in an environment of its own
         "sweep": ["optuna>=5", "psycopg[binary]>=3.2"],
         "test": [
             "pytest",

@@ -15,7 +15,7 @@ import numpy as np
 
 from input_pipeline.cli import UserError
 from input_pipeline.example_proto import parse_example
-from input_pipeline.records import MANIFEST, RecordSource
+from input_pipeline.records import MANIFEST, RecordSource, check_files
 from input_pipeline.remote import is_remote
 from input_pipeline.splits import ROLES, UNLABELLED
 from input_pipeline.tfds_metadata import EXPRESSION, GENE_NAMES, SEGMENTATION_NAMES
@@ -216,7 +216,7 @@ def read_json(path: pathlib.Path, remedy: str = _PREPARE) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing, so the data set is not complete: {remedy}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON: {remedy}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold a JSON object: {remedy}.")
@@ -309,6 +309,7 @@ def label_array(
 
 def _open_prepared(directory: pathlib.Path) -> Dataset:
     source = RecordSource(directory)
+    check_files(directory)
     splits_path = directory / _SPLITS
     splits = read_json(splits_path)
     try:

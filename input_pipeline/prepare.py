@@ -33,6 +33,7 @@ from input_pipeline.cli import UserError, atomic_write, progress, run
 from input_pipeline.image_headers import MAX_PIXELS
 from input_pipeline.ingest import Ingested, Reader
 from input_pipeline.prepare_flags import MAX_BAD, check_arguments, check_fractions, pairs, parse, shares
+from input_pipeline.records import seal
 from input_pipeline.signatures import SIGNATURE
 from input_pipeline.simulate import MARKER
 from input_pipeline.studies import EXPRESSION, load
@@ -331,6 +332,7 @@ def _write(
     if table:
         report["boxes"] = ingest_report.crops(table, kept)
         atomic_write(folder / boxes_of.NAME, table.content)
+    seal(folder)
     atomic_write(folder / "ingest_report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     return report
 

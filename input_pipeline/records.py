@@ -176,6 +176,33 @@ def write_manifest(directory: pathlib.Path, shards: dict[str, dict]) -> dict:
     return manifest
 
 
+def seal(directory: pathlib.Path) -> None:
+    """Adds the SHA-256 of what lies beside the shards (`splits.json`, `features.json`, names …) to `records.json`."""
+    manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    indexed = {file for name in manifest["shards"] for file in (name, f"{name}.idx")} | {MANIFEST}
+    beside = [path for path in sorted(directory.iterdir()) if path.is_file() and path.name not in indexed]
+    manifest["files"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in beside}
+    atomic_write(directory / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+
+
+def check_files(directory: pathlib.Path) -> None:
+    """Compares what lies beside the shards with `records.json`; data sets from before it named them pass.
+
+    Raises:
+        UserError: names the file that is missing or not as it was prepared.
+    """
+    try:
+        files = dict(json.loads((directory / MANIFEST).read_text(encoding="utf-8")).get("files", {}))
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"{directory / MANIFEST} is unreadable: {_PREPARE}.") from error
+    for name, expected in files.items():
+        path = directory / pathlib.PurePath(name).name
+        if not path.is_file():
+            raise UserError(f"{path} is missing, so the data set is not complete: restore the file, or {_PREPARE}.")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            raise UserError(f"{path} is not as it was prepared: restore the file, or {_PREPARE}.")
+
+
 def read_manifest(directory: pathlib.Path) -> dict[str, dict]:
     """The shards of a folder by name: bytes, records and SHA-256, from `records.json`.
 

@@ -66,9 +66,10 @@ def main() -> int:
     file, _, presets = flags.FLAGS["config"].config_filename.partition(":")
     workdir = _WORKDIR.value or "runs/" + "-".join([pathlib.Path(file).stem, *filter(None, presets.split(","))])
     from research import study  # imports JAX; --help and mistakes in flags answer without
+    from research.remote import mirror
 
-    with cluster.joined():
-        return study.run(_CONFIG.value, pathlib.Path(workdir), allow_cpu=_ALLOW_CPU.value, dry_run=_DRY_RUN.value)
+    with cluster.joined(), mirror.local(workdir, _DRY_RUN.value) as folder:
+        return study.run(_CONFIG.value, folder, allow_cpu=_ALLOW_CPU.value, dry_run=_DRY_RUN.value)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from importlib import metadata
 
 from ml_collections import ConfigDict
 
-from input_pipeline.cli import UserError, atomic_write
+from input_pipeline.cli import UserError, atomic_write, remove_unfinished
 from research.scale import cluster
+from research.settings import completed
 
 _PACKAGES = (
     "jax",
@@ -49,13 +50,18 @@ class RunFolder:
             text = f"Another run is at work in {self.path}; wait for it or choose another --workdir."
             raise UserError(text) from error
         self._check_config(json.loads(config.to_json_best_effort()))
-        for name in ("predictions", "report"):
+        for name in ("", "predictions", "report"):
             (self.path / name).mkdir(exist_ok=True)
+            remove_unfinished(self.path / name)  # of a process that was killed: nobody else holds the lock
 
     def _check_config(self, wanted: dict) -> None:
         file = self.path / "config.json"
         if file.exists():
-            stored = json.loads(file.read_text(encoding="utf-8"))
+            try:
+                content = json.loads(file.read_text(encoding="utf-8"))
+                stored = json.loads(json.dumps(completed(content)))
+            except (AttributeError, RecursionError, TypeError, ValueError) as error:
+                raise UserError(f"{file} is damaged; restore it or choose another --workdir.") from error
             for key in sorted(_flat(stored).keys() | _flat(wanted).keys()):
                 before, now = _flat(stored).get(key), _flat(wanted).get(key)
                 if before != now:

@@ -105,7 +105,7 @@ def _carry_out(
     environment = folder.write_environment()
     announce(config, dataset, trials or more(sets=[OverrideSet("", {})]), folder.path)
     ledger = Ledger(folder.path / "trials.csv", trials)
-    report = folder.path / "report" / "metrics.json"
+    report = folder.path / "report" / "index.html"  # what a report writes last
     if not shared_search and ledger.finished() and cluster.from_first(report.exists):
         print(f"The study in {workdir} is finished; read {workdir / 'report' / 'index.html'}.")
         return 0

@@ -9,7 +9,7 @@ Values x are on a log2 scale. Kinds, and what they give:
     log_global    log(x + |least of the gene| + 1), divided by its greatest value over all genes, cut to 0..1
                   (DeepInsight's norm-2: Sharma et al. 2019, doi:10.1038/s41598-019-47765-6, as pyDeepInsight has it)
     study         values below 1 become 0, then 255 * x / greatest, rounded to whole numbers, cut to 0..255, divided by
-                  255: the grey levels of the study's PNG files, in 0..1; whether it rounded or truncated is not published
+                  255: the grey levels of the study's PNG files, in 0..1; whether it rounded or cut is not published
 
 A gene without variation in training becomes 0 with `gene` and `gene_minmax`. Rounding has a derivative of zero almost
 everywhere, which would silence every attribution; `study` is differentiated as if it did not round.

@@ -132,6 +132,8 @@ def _detected() -> tuple[str, int, int, list[int] | None] | None:
             "--coordinator, --num_processes and --process_id."
         ) from error
     coordinator, number, own, devices = found
+    if os.environ.get("SLURM_NTASKS") == os.environ.get("SLURM_STEP_NUM_NODES", ""):
+        devices = None  # one task a node has all of the node's GPUs, of which JAX would give it the first
     return None if None in (coordinator, number, own) or number == 1 else (coordinator, number, own, devices)
 
 
@@ -167,6 +169,8 @@ def _join(coordinator: str, number: int, own: int, devices: list[int] | None, si
         )
     except (RuntimeError, ValueError) as error:
         text = str(error).splitlines()[0]
+        if "DEADLINE_EXCEEDED" in str(error):  # a peer that comes late is no mistake
+            _leave_alone(f"\nNot all {number} processes of the job came in {_START_SECONDS} s; start all again.\n")
         raise UserError(
             f"process {own} of {number} could not join the job at {coordinator} ({text}); check --coordinator, that "
             "its port is free, and that all processes were started."
@@ -190,8 +194,8 @@ def _end_in_words() -> None:
     _job["handler"] = handler  # must outlive this function
 
 
-def _leave_alone() -> None:
-    os.write(2, _LOST.encode())
+def _leave_alone(text: str = _LOST) -> None:
+    os.write(2, text.encode())
     os._exit(EXIT_PEER)
 
 

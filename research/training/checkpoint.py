@@ -38,14 +38,16 @@ def _files(folder: pathlib.Path) -> dict[str, str]:
 def damage(folder: pathlib.Path) -> str:
     """Says what is wrong with a checkpoint folder ("d/1a63: changed"), or "" if it is as it was written."""
     try:
-        expected = json.loads((folder / _MANIFEST).read_text())["sha256"]
+        expected = dict(json.loads((folder / _MANIFEST).read_text())["sha256"])
         found = _files(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{_MANIFEST}: {error}"
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             return f"{name}: " + ("missing" if name not in found else "changed" if name in expected else "unexpected")
-    return ""
+    # Folders that were swapped or renamed are whole in themselves.
+    step = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["step"] if "meta.json" in found else None
+    return "" if folder.name == str(step) or not folder.name.isdigit() else f"meta.json: it is of step {step}"
 
 
 def shapes(tree) -> dict[str, list]:
@@ -147,7 +149,9 @@ class Checkpoints:
             if not problem:
                 return step
             logging.warning("Checkpoint of step %d is damaged (%s); falling back to the one before it.", step, problem)
-            os.rename(self.folder / str(step), self.folder / f"damaged-{step}")
+            aside = self.folder / f"damaged-{step}"
+            shutil.rmtree(aside, ignore_errors=True)  # the same step may have been damaged before
+            os.rename(self.folder / str(step), aside)
         if steps:
             raise UserError(f"All checkpoints in {self.folder} are damaged and set aside; run again to start afresh.")
         return None

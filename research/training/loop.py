@@ -159,6 +159,11 @@ class Training:
                 f"{self.checkpoints.folder} was made with other data than {self.trial.dataset.directory} "
                 "holds now; choose another --workdir or restore the data set."
             )
+        if strangers := {row["trial"] for row in stored["history"]} - {self.name}:
+            raise UserError(
+                f"{self.checkpoints.folder} holds a checkpoint of the trial {strangers.pop()}; restore the folder, or "
+                "remove it to train the trial again."
+            )
         self.meta = {k: stored[k] for k in self.meta}
         self.controls = Controls(**stored["controls"])
 

@@ -12,6 +12,7 @@ from input_pipeline import cli
 
 T = TypeVar("T")
 
+_ONE_REQUEST = 1.0  # seconds in which a scheduler and a wrapper may pass on one and the same request
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on request, everything saved; the same command continues
 
 
@@ -39,17 +40,20 @@ class StopSignal:
     """Remembers that the process was asked to stop."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested, self._asked = False, 0.0
 
     def install(self) -> None:
-        """Takes over SIGTERM and SIGINT. The first asks; the second ends the process at once with 128 + its number."""
+        """Takes over SIGTERM and SIGINT. The first asks; another a second later ends the process: 128 + its number."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame) -> None:
+        now = time.monotonic()
         if self.requested:
+            if now - self._asked < _ONE_REQUEST:
+                return
             os._exit(128 + number)
-        self.requested = True
+        self.requested, self._asked = True, now
         os.write(2, b"\nStopping: saving the state; once more to leave at once.\n")
 
     def check(self) -> None:
