@@ -58,6 +58,7 @@ setup(
             "iterative-stratification",
             "huggingface_hub>=1.0",
             "flatbuffers",
+            "hypothesis",
             "onnx",
             "onnxruntime",
             "optuna>=5",

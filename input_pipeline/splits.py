@@ -241,7 +241,8 @@ def assign_folds(
             name = class_names[label] if class_names is not None else str(label)
             raise UserError(
                 f"class {name} has {len(having)} photographs or patients, fewer than {k} folds: "
-                f"ask for at most {max(len(having), 2)} folds or leave the class out."
+                + (f"ask for at most {len(having)} folds" if len(having) > 1 else "ask for none")
+                + " or leave the class out."
             )
     if len(set(names)) < k:
         raise UserError(f"{len(set(names))} photographs or patients cannot fill {k} folds: ask for fewer folds.")

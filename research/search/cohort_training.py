@@ -118,6 +118,11 @@ class CohortTraining:
                 f"{self.checkpoints.folder} was made with other data than {self.trial.dataset.directory} holds now; "
                 "choose another --workdir or restore the data set."
             )
+        if meta["trials"] != [trial.name for trial in self.cohort.trials]:
+            raise UserError(
+                f"{self.checkpoints.folder} holds a checkpoint of other trials; restore the folder, or remove it to train "
+                "these again."
+            )
         self.members = [Member(**own | {"controls": Controls(**own["controls"])}) for own in meta["members"]]
         self.step = self.saved_step = step
         print(f"{self.cohort.name}: continuing from step {step}.", flush=True)

@@ -73,13 +73,18 @@ def run(case: Case, place: Place, seconds: float, megabytes: float) -> tuple[int
     return process.returncode, place.output()
 
 
+def outputs(place: Place) -> list[str]:
+    """Files of another command's output: `out.csv` and what lies beside it under that name."""
+    return [path.name for path in place.root.iterdir() if path.name.startswith("out.")]
+
+
 def judge(case: Case, place: Place, status: int, text: str) -> str:
     """What must hold after a case; returns its outcome."""
     if snapshot(place.given) != place.before:
         raise common.Fault("the input was changed")
     if rest := sorted(os.listdir(place.cwd)) + sorted(os.listdir(place.tmp)):
         raise common.Fault(f"written outside the output folder: {rest}")
-    strangers = {p.name for p in place.root.iterdir()} - {"given", "cwd", "tmp", "home", "log", "out"}
+    strangers = {p.name for p in place.root.iterdir()} - {"given", "cwd", "tmp", "home", "log", "out", *outputs(place)}
     if strangers:
         raise common.Fault(f"written beside the output folder: {sorted(strangers)}")
     if list(place.root.rglob("EXECUTED")):
@@ -93,6 +98,8 @@ def judge(case: Case, place: Place, status: int, text: str) -> str:
                 raise common.Fault(f"the sentence lacks {word!r}: {said}")
         if place.out.exists() and not case.begun and (not place.out.is_dir() or any(place.out.iterdir())):
             raise common.Fault(f"output was begun: {sorted(p.name for p in place.out.iterdir())[:5]}; {said}")
+        if outputs(place) and not case.begun:
+            raise common.Fault(f"output was begun: {outputs(place)}; {said}")
         if len(said) > 1200:
             raise common.Fault(f"a sentence of {len(said)} characters: {said[:200]}")
         return "refused in one sentence"

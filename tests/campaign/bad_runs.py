@@ -72,8 +72,8 @@ READERS: dict[str, Callable[[str, pathlib.Path], list[str]]] = {
         f"--workdir={run}", "--methods=int8", "--latency_runs=0", f"--trials={NAMES[0]}"],
     "research.ensemble.merge": lambda run, out: [f"--workdir={run}", "--members=2", f"--out={out}"],
     "research.export": lambda run, out: [f"--workdir={run}", "--format=safetensors", f"--out={out}"],
-    "research.predict": lambda run, out: [f"--workdir={run}", f"--images={run}/images", f"--out={out}"],
-    "research.features": lambda run, out: [f"--workdir={run}", f"--images={run}/images", f"--out={out}"],
+    "research.predict": lambda run, out: [f"--workdir={run}", f"--images={run}/images", f"--out={out}.csv"],
+    "research.features": lambda run, out: [f"--workdir={run}", f"--images={run}/images", f"--out={out}.csv"],
 }  # fmt: skip
 """The commands that read runs, and their arguments for a run folder and an output."""
 
@@ -180,7 +180,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "research.genes": ("--trial=nobody", "--role=nowhere", "--baseline=none", "--limit=-1", "--tolerance=nan",
                        "--sets=nowhere.gmt", "--planted=nowhere.csv"),
     "research.segment": ("--margin=2", "--batch_size=0", "--limit=-1", "--trial=nobody"),
-    "research.compress": ("--trials=nobody", "--methods=magic", "--sparsity=1.5", "--sparsity=x", "--keep=0",
+    "research.compress": ("--trials=nobody", "--methods=magic", "--methods=magnitude --sparsity=1.5",
+                          "--sparsity=x", "--methods=channels --keep=0",
                           "--finetune=soon", "--finetune_rate=-1", "--latency_runs=-1"),
     "research.ensemble.merge": ("--members=0", "--members=9", "--metric=beauty", "--trials=nobody"),
     "research.export": ("--format=exe", "--trial=nobody"),
@@ -194,7 +195,7 @@ def _flag_case(module: str, flag: str) -> None:
         run = copy_of(place)
         shutil.copytree(run, f"{run}-2")
         pictures.write(run / "images", {"a.png": PNG})
-        return [*READERS[module](str(run), place.out), flag]
+        return [*READERS[module](str(run), place.out), *flag.split()]
 
     CASES.append(Case(flag, module, build, needs=module if module in OPTIONAL else ""))
 
@@ -233,21 +234,31 @@ def _(place):
     return [f"--workdir={copy_of(place)}", f"--images={place.given / 'x.csv'}", f"--out={place.out}"]
 
 
-for _module in ("research.predict", "research.features"):
+def _asked(module: str, place: Place, images: pathlib.Path) -> list[str]:
+    """The arguments for other images than those of READERS."""
+    arguments = READERS[module](str(copy_of(place)), place.out)
+    return [f"--images={images}" if part.startswith("--images=") else part for part in arguments]
 
-    @case(_module, "a folder with bad pictures", refused=False, needs=_module)
-    def _(place):
-        return [f"--workdir={copy_of(place)}", f"--images={_pictures(place)}", f"--out={place.out}"]
 
-    @case(_module, "a folder without pictures", needs=_module)
-    def _(place):
+def _image_cases(module: str) -> None:
+    def empty(place: Place) -> list[str]:
         (place.given / "pictures").mkdir()
-        return [f"--workdir={copy_of(place)}", f"--images={place.given / 'pictures'}", f"--out={place.out}"]
+        return _asked(module, place, place.given / "pictures")
 
-    @case(_module, "a CSV without ids", needs=_module)
-    def _(place):
+    def without_ids(place: Place) -> list[str]:
         (place.given / "x.csv").write_text("name\n1\n")
-        return [f"--workdir={copy_of(place)}", f"--images={place.given / 'x.csv'}", f"--out={place.out}"]
+        return _asked(module, place, place.given / "x.csv")
+
+    def bad(place: Place) -> list[str]:
+        return _asked(module, place, _pictures(place))
+
+    CASES.append(Case("a folder with bad pictures", module, bad, refused=None, needs=module))
+    CASES.append(Case("a folder without pictures", module, empty, needs=module))
+    CASES.append(Case("a CSV without ids", module, without_ids, needs=module))
+
+
+for _module in ("research.predict", "research.features"):
+    _image_cases(_module)
 
 
 @case("research.segment", "a folder with bad pictures", refused=None, needs="masks")

@@ -95,8 +95,12 @@ def filled(study: common.Study, reference: pathlib.Path, place: pathlib.Path, ac
         process = study.start(workdir, log)
         while process.poll() is None and study.activity() != activity:
             time.sleep(0.001)
-        fill(filler, left)
-        status = process.wait(600)
+        try:
+            fill(filler, left)
+            status = process.wait(600)
+        finally:
+            process.kill()
+            process.wait()
         if status:
             said = common.assert_sentence(log.read_text(), status)
             check_whole(workdir, said)
@@ -110,10 +114,9 @@ def filled(study: common.Study, reference: pathlib.Path, place: pathlib.Path, ac
 
 def fill(file: pathlib.Path, left: int) -> None:
     """Writes until the disk is full, and then frees `left` bytes."""
-    with open(file, "wb") as filler, contextlib.suppress(OSError):
+    with open(file, "wb", buffering=0) as filler, contextlib.suppress(OSError):
         while True:
             filler.write(bytes(2**12))
-            filler.flush()
     os.truncate(file, max(0, file.stat().st_size - left))
 
 
