@@ -120,8 +120,8 @@ class CohortTraining:
             )
         if meta["trials"] != [trial.name for trial in self.cohort.trials]:
             raise UserError(
-                f"{self.checkpoints.folder} holds a checkpoint of other trials; restore the folder, or remove it to train "
-                "these again."
+                f"{self.checkpoints.folder} holds a checkpoint of other trials; restore the folder, or remove it to "
+                "train these again."
             )
         self.members = [Member(**own | {"controls": Controls(**own["controls"])}) for own in meta["members"]]
         self.step = self.saved_step = step
