@@ -3,8 +3,6 @@
 import base64
 import dataclasses
 import hashlib
-import http.server
-import io
 import json
 import os
 import pathlib
@@ -12,113 +10,18 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-import zipfile
 
-import numpy as np
 import pytest
 
-from input_pipeline import download, fetching, kaggle_token, sources
+from input_pipeline import download, fetching, sources
 from input_pipeline.cli import UserError
 from input_pipeline.sources import File, Place
 from input_pipeline.studies import STUDIES
+from tests.input_pipeline.file_server import Server, archive
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOKEN = "KGAT-secret-0123456789abcdef"
-
-
-def archive(size: int, seed: int = 0) -> bytes:
-    """A .zip of about `size` bytes that cannot be packed."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as packed:
-        packed.writestr("images/a.bin", np.random.default_rng(seed).bytes(size))
-    return buffer.getvalue()
-
-
-class Server:
-    """Serves one file at every path; `plan` holds one behaviour for each request, the last one for all that follow."""
-
-    def __init__(self) -> None:
-        self.content = archive(2_500_001)
-        self.etag = '"first"'
-        self.plan: list[dict] = [{}]
-        self.requests: list[dict] = []
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):
-                outer.requests.append({"path": self.path, **{k.lower(): v for k, v in self.headers.items()}})
-                outer.answer(self, outer.plan.pop(0) if len(outer.plan) > 1 else outer.plan[0])
-
-            def log_message(self, *_):
-                pass
-
-        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._http.server_address[1]}"
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-    def answer(self, handler, how: dict) -> None:
-        """Answers as `how` says: status, headers, change, no_range, cut, pause, offset, chunked, lengthless, body."""
-        if "change" in how:
-            self.content, self.etag = how["change"]
-        if "status" in how:
-            handler.send_response(how["status"])
-            for name, value in how.get("headers", {}).items():
-                handler.send_header(name, value)
-            handler.send_header("Content-Length", "0")
-            handler.end_headers()
-            return
-        body = how.get("body", self.content)
-        begin = self._begin(handler.headers, how, len(body))
-        if begin is None:
-            handler.send_response(416)
-            handler.send_header("Content-Range", f"bytes */{len(body)}")
-            handler.send_header("Content-Length", "0")
-            handler.end_headers()
-            return
-        self._send(handler, body, begin, how)
-
-    def _begin(self, headers, how: dict, size: int) -> int | None:
-        wanted = re.fullmatch(r"bytes=(\d+)-", headers.get("Range") or "")
-        same = headers.get("If-Range") in (None, self.etag) or how.get("ignore_if_range")
-        if not wanted or how.get("no_range") or not same:
-            return 0
-        return int(wanted[1]) if int(wanted[1]) < size else None
-
-    def _send(self, handler, body: bytes, begin: int, how: dict) -> None:
-        handler.send_response(206 if begin else 200)
-        if self.etag:
-            handler.send_header("ETag", self.etag)
-        if begin:
-            shown = begin + how.get("offset", 0)
-            handler.send_header("Content-Range", f"bytes {shown}-{len(body) - 1}/{len(body)}")
-        for name, value in how.get("headers", {}).items():
-            handler.send_header(name, value)
-        rest = body[begin:]
-        if how.get("chunked"):
-            handler.send_header("Transfer-Encoding", "chunked")
-        elif not how.get("lengthless"):
-            handler.send_header("Content-Length", str(len(rest)))
-        handler.close_connection = True
-        handler.end_headers()
-        rest = rest[: how.get("cut", len(rest))]
-        try:
-            for at in range(0, len(rest), 65536):
-                piece = rest[at : at + 65536]
-                handler.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if how.get("chunked") else piece)
-                time.sleep(how.get("pause", 0))
-            if how.get("chunked") and "cut" not in how:
-                handler.wfile.write(b"0\r\n\r\n")
-        except OSError:
-            pass
 
 
 @pytest.fixture
@@ -424,28 +327,6 @@ def test_two_downloads_of_one_file(server, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="another process"):
         download.download("blood_cells", tmp_path)
     first.discard()
-
-
-def test_tokens(tmp_path):
-    basic = "Basic " + base64.b64encode(b"me:key1").decode()
-    (tmp_path / "kaggle.json").write_text('{"username": "me", "key": "key1"}\n')
-    folder = {"KAGGLE_CONFIG_DIR": str(tmp_path)}
-    assert kaggle_token.authorization(None, folder) == basic
-    (tmp_path / "access_token").write_text(TOKEN + "\n")
-    assert kaggle_token.authorization(None, folder) == f"Bearer {TOKEN}"
-    pair = folder | {"KAGGLE_USERNAME": "me", "KAGGLE_KEY": "key1"}
-    assert kaggle_token.authorization(None, pair) == basic
-    assert kaggle_token.authorization(None, pair | {"KAGGLE_API_TOKEN": "t"}) == "Bearer t"
-    assert kaggle_token.authorization(tmp_path / "kaggle.json", pair) == basic
-    assert kaggle_token.authorization(None, {"HOME": str(tmp_path)}) == ""
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b'{"username": "me"}', b"two words", b"a\x00b", b"\xff", b"x" * 5000])
-def test_files_without_a_token(tmp_path, content):
-    (tmp_path / "token").write_bytes(content)
-    with pytest.raises(UserError, match="https://www.kaggle.com/settings") as error:
-        kaggle_token.authorization(tmp_path / "token")
-    assert "two words" not in str(error.value)
 
 
 def test_places_are_sound():

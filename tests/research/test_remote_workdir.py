@@ -12,67 +12,15 @@ import pytest
 from input_pipeline.cli import UserError, atomic_write
 from input_pipeline.remote import StoreError
 from research.remote import __main__ as command
-from research.remote import generations, mirror, snapshot, weights
+from research.remote import generations, mirror, snapshot
 from research.remote.generations import LOCK, Pusher, pull
 from research.remote.lock import Lock, LostLock, lease
 from research.remote.snapshot import Restless, Snapshots
 from research.scale import cluster
 from research.training.signals import Stopped
+from tests.research.memory_store import MemoryStore, Owner, read, state, write
 
 PART = 10
-
-
-class MemoryStore:
-    """The methods of `Store` over a dict; `left` operations work, the rest fails, as when the machine vanishes."""
-
-    def __init__(self, url="s3://bucket/runs/x"):
-        self.url, self.objects, self.left, self.guard = url, {}, None, threading.Lock()
-        self.written = []
-
-    def _change(self):
-        if self.left is not None:
-            if self.left <= 0:
-                raise StoreError("the store is gone")
-            self.left -= 1
-
-    def read(self, name):
-        if name not in self.objects:
-            raise FileNotFoundError(name)
-        return self.objects[name]
-
-    def write(self, name, data, create=False):
-        with self.guard:
-            self._change()
-            if create and name in self.objects:
-                raise FileExistsError(name)
-            self.objects[name] = bytes(data)
-            self.written.append(name)
-
-    def copy(self, source, target):
-        self.write(target, self.read(source))
-
-    def upload(self, path, name):
-        self.write(name, path.read_bytes())
-
-    def names(self, folder=""):
-        return {name: len(data) for name, data in sorted(self.objects.items()) if name.startswith(folder)}
-
-    def delete(self, names):
-        for name in names:
-            with self.guard:
-                self._change()
-                self.objects.pop(name, None)
-
-
-class Owner:
-    """A lock that is held without a thread."""
-
-    def __init__(self, number=1):
-        self.number, self.lost = number, False
-
-    def check(self):
-        if self.lost:
-            raise LostLock("lost")
 
 
 @pytest.fixture(autouse=True)
@@ -82,31 +30,6 @@ def small(tmp_path, monkeypatch):
     for module in (generations, mirror):
         monkeypatch.setattr(module, "PART_BYTES", PART)
     monkeypatch.setattr(mirror, "POLL", 0.05)
-
-
-def write(folder: pathlib.Path, files: dict[str, str]) -> None:
-    """Makes the folder hold exactly these files, each written as the run does it."""
-    for path in [p for p in folder.rglob("*") if p.is_file()]:
-        if str(path.relative_to(folder)) not in files:
-            path.unlink()
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists() or path.read_text() != content:
-            path.with_name(".new").write_text(content)
-            path.with_name(".new").replace(path)
-
-
-def read(folder: pathlib.Path) -> dict[str, str]:
-    """The files of a folder."""
-    return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def state(step: int) -> dict[str, str]:
-    """The files of a run at a step: two checkpoints, each of several parts, a ledger, logs, and an empty file."""
-    saved = {f"checkpoints/a/{s}/x": f"checkpoint of step {s}, " * 3 for s in range(max(0, step - 1), step + 1)}
-    logs = {"metrics.jsonl": "".join(f"row {s}\n" for s in range(step + 1)), "empty": ""}
-    return saved | logs | {"trials.csv": f"step {step}\n", "report/index.html": f"<p>{step}"}
 
 
 # Snapshots
@@ -465,32 +388,3 @@ def test_a_job_of_several_processes_is_refused(store, monkeypatch):
     with pytest.raises(UserError, match="disk that all share"):
         with mirror.local(store.url):
             pass
-
-
-# Weights
-
-
-def test_weights_of_a_run_and_of_a_file(tmp_path, monkeypatch):
-    pytest.importorskip("fsspec")
-    url = f"file://{tmp_path}/store"
-    monkeypatch.setattr(weights, "PART_BYTES", PART)
-    with mirror.local(f"{url}/runs/x") as folder:
-        write(folder, state(1))
-    run = pathlib.Path(weights.local_copy(f"{url}/runs/x"))
-    assert read(run) == state(1)
-    trial = pathlib.Path(weights.local_copy(f"{url}/runs/x/checkpoints/a/"))
-    assert trial == run / "checkpoints" / "a" and read(trial / "1")["x"].startswith("checkpoint of step 1")
-    with mirror.local(f"{url}/runs/x") as folder:
-        write(folder, state(2))
-    assert read(pathlib.Path(weights.local_copy(f"{url}/runs/x"))) == state(2)
-    (tmp_path / "store" / "w.safetensors").write_bytes(b"weights of 25 bytes, old.")
-    path = pathlib.Path(weights.local_copy(f"{url}/w.safetensors"))
-    assert path.name == "w.safetensors" and path.read_bytes() == b"weights of 25 bytes, old."
-    assert weights.local_copy(f"{url}/w.safetensors") == str(path)
-    os.utime(tmp_path / "store" / "w.safetensors", (1, 1))
-    (tmp_path / "store" / "w.safetensors").write_bytes(b"weights of 25 bytes, new.")
-    assert pathlib.Path(weights.local_copy(f"{url}/w.safetensors")).read_bytes() == b"weights of 25 bytes, new."
-    assert weights.local_copy("weights/{name}.h5") == "weights/{name}.h5"
-    for wrong in (f"{url}/none", f"{url}/runs/y/checkpoints/a"):
-        with pytest.raises(UserError, match="neither a file nor a run"):
-            weights.local_copy(wrong)
