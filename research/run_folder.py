@@ -60,7 +60,7 @@ class RunFolder:
             try:
                 content = json.loads(file.read_text(encoding="utf-8"))
                 stored = json.loads(json.dumps(completed(content)))
-            except (AttributeError, RecursionError, TypeError, ValueError) as error:
+            except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
                 raise UserError(f"{file} is damaged; restore it or choose another --workdir.") from error
             for key in sorted(_flat(stored).keys() | _flat(wanted).keys()):
                 before, now = _flat(stored).get(key), _flat(wanted).get(key)

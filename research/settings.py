@@ -36,8 +36,15 @@ _CHOICES = {
 
 
 def completed(stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored config with the defaults of the keys that it lacks; every default leaves things as they were."""
+    """A stored config with the defaults of the keys that it lacks; every default leaves things as they were.
+
+    Raises:
+      KeyError: it lacks what every version had.
+    """
     from configs import common  # the only place where a default lives
+
+    for key in ("study", "data", "model", "loss", "optimizer"):
+        stored[key]
 
     return _over(common.default().to_dict(), stored)
 
