@@ -41,19 +41,32 @@ def rewritten(dataset, features=None, genes=None) -> pathlib.Path:
     return directory
 
 
+def unsealed(directory: pathlib.Path) -> pathlib.Path:
+    """The folder as before there were checksums of the files beside the shards."""
+    manifest = directory / "records.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({key: value for key, value in content.items() if key != "files"}))
+    return directory
+
+
+def test_a_changed_file_beside_the_shards_is_noticed(dataset):
+    with pytest.raises(UserError, match="expression.genes.txt is not as it was prepared"):
+        open_dataset(rewritten(dataset, genes="".join(f"{gene}\n" for gene in reversed(dataset.genes))))
+
+
 @pytest.mark.parametrize(
     "genes",
     ["", "A\n", "\n" * G, "A\n" * G, "".join(f"{i}\n" for i in range(G + 1)), "".join(f"{i}\n" for i in range(G - 1))],
 )
 def test_a_wrong_file_of_genes_is_refused(dataset, genes):
     with pytest.raises(UserError, match=r"expression.genes.txt does not name each of the 101 genes once: prepare"):
-        open_dataset(rewritten(dataset, genes=genes))
+        open_dataset(unsealed(rewritten(dataset, genes=genes)))
 
 
 def test_a_missing_file_of_genes_is_refused(dataset):
     (dataset.directory / "expression.genes.txt").unlink()
     with pytest.raises(UserError, match="does not name each of the 101 genes"):
-        open_dataset(dataset.directory)
+        open_dataset(unsealed(dataset.directory))
 
 
 @pytest.mark.parametrize(
@@ -68,10 +81,11 @@ def test_a_missing_file_of_genes_is_refused(dataset):
 )
 def test_another_declaration_is_refused(dataset, tensor):
     with pytest.raises(UserError, match="declares no vector of float32 in raw bytes"):
-        open_dataset(rewritten(dataset, {"tensor": tensor}))
+        open_dataset(unsealed(rewritten(dataset, {"tensor": tensor})))
 
 
 def test_the_fingerprint_covers_the_genes(dataset):
+    dataset = open_dataset(unsealed(dataset.directory))
     swapped = [dataset.genes[1], dataset.genes[0], *dataset.genes[2:]]
     other = open_dataset(rewritten(dataset, genes="".join(f"{gene}\n" for gene in swapped)))
     assert other.genes == tuple(swapped) and other.fingerprint != dataset.fingerprint

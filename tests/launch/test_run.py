@@ -141,11 +141,18 @@ def test_ctrl_c_in_a_terminal_arrives_once(launch):
     (launch.folder / "plan").write_text("wait\n")
     process, terminal = pty.fork()
     if process == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which jobs in the background of a shell inherit ignored
         os.execve(sys.executable, [sys.executable, str(ENTRY), "--config=c.py"], launch.environment)
     launch.started()
     os.write(terminal, b"\x03")
-    _, status = os.waitpid(process, 0)
+    ended: list[tuple[int, int]] = []
+    try:
+        wait_for(lambda: ended.append(os.waitpid(process, os.WNOHANG)) or ended[-1][0])
+    finally:
+        if not ended or not ended[-1][0]:
+            os.kill(process, signal.SIGKILL)
     os.close(terminal)
+    status = ended[-1][1]
     assert os.waitstatus_to_exitcode(status) == 75
     assert launch.signals() == ["INT"]
 
