@@ -13,6 +13,7 @@ from research.report import (
     augmentations,
     choice,
     masks,
+    model_card,
     page,
     plots,
     rank_curves,
@@ -93,7 +94,9 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
         context["files"][start_weights.RECORD] = "pretrained weights by trial: file, hash, what was loaded and replaced"
     if not segments and submission.write(folder, config, members):
         context["files"]["submission.csv"] = "labels of the unlabelled images, joined by id"
+    context["files"]["report/model_card.md"] = "what to know before using the model"
     page.write_page(folder, context, search)
+    model_card.write(folder)
 
 
 def _add_scored(context: dict, folder, config, members, scored, compared: choice.Settings, stop) -> None:
