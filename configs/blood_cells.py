@@ -153,9 +153,7 @@ def _small(config: ConfigDict) -> None:
     # Sizes are compared on validation: as many photographs as training can spare, none for a calibration not needed.
     config.search.fold_fractions.validation = 0.15
     config.search.fold_fractions.calibration = 0.0
-    config.search.grid = (
-        ("model.options.widths", ((6, 8, 12, 16, 20), (8, 12, 16, 24, 28), (12, 24, 48, 96, 80))),
-    )
+    config.search.grid = (("model.options.widths", ((6, 8, 12, 16, 20), (8, 12, 16, 24, 28), (12, 24, 48, 96, 80))),)
 
 
 def _screening(config: ConfigDict) -> None:

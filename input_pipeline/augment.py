@@ -76,9 +76,7 @@ def build(config: Mapping[str, Any]) -> "Augment":
     for key, value in settings.items():
         _check(key, value)
     if _on(settings["randaugment"]) and settings["trivialaugment"]:
-        raise UserError(
-            "augment.randaugment and augment.trivialaugment exclude each other; switch one of them off."
-        )
+        raise UserError("augment.randaugment and augment.trivialaugment exclude each other; switch one of them off.")
     return Augment(settings)
 
 
@@ -118,9 +116,7 @@ def _check_pair(key: str, name: str, value: Any) -> None:
     first, second = value
     if key == "randaugment":
         if not isinstance(first, int) or isinstance(first, bool) or not 1 <= first <= MOST_OPERATIONS:
-            raise UserError(
-                f"{name} must begin with a whole number from 1 to {MOST_OPERATIONS}, not {first!r}."
-            )
+            raise UserError(f"{name} must begin with a whole number from 1 to {MOST_OPERATIONS}, not {first!r}.")
         if not isinstance(second, jax.Array) and not (_is_number(second) and 0 <= second <= auto.LAST_BIN):
             raise UserError(f"{name} must end with a magnitude from 0 to {auto.LAST_BIN}, not {second!r}.")
         return
@@ -189,20 +185,14 @@ class Augment:
             area = settings["erasing_area"] or mixing.ERASE_SCALE
             erase = mixing.draw_erase(fraction["erase"], *image.shape[1:3], settings["erasing"], area)
             noise = settings["erasing_value"] == "noise"
-            image = mixing.apply_erase(
-                image, erase, mixing.draw_noise(keys, image.shape[1:]) if noise else 0.0
-            )
+            image = mixing.apply_erase(image, erase, mixing.draw_noise(keys, image.shape[1:]) if noise else 0.0)
         if not (mixup or cutmix):
             return {**batch, "image": image}
         if "target" not in batch:
-            raise UserError(
-                "augment.mixup and augment.cutmix mix targets, but this batch has none; set both to 0."
-            )
+            raise UserError("augment.mixup and augment.cutmix mix targets, but this batch has none; set both to 0.")
         segmentation = batch.get("segmentation")
         if mixup and segmentation is not None:
-            raise UserError(
-                "augment.mixup cannot blend a segmentation's classes; set it to 0 or use augment.cutmix."
-            )
+            raise UserError("augment.mixup cannot blend a segmentation's classes; set it to 0 or use augment.cutmix.")
         alphas = {
             "mixup": settings["mixup"] if mixup else None,
             "cutmix": settings["cutmix"] if cutmix else None,
@@ -240,9 +230,7 @@ class Augment:
         fill = settings["rotation_fill"]
         image = geometry.sample(image, y, x, interpolation=settings["interpolation"], fill=fill)
         if segmentation is not None:
-            segmentation = geometry.sample(segmentation[..., None], y, x, interpolation="nearest", fill=fill)[
-                ..., 0
-            ]
+            segmentation = geometry.sample(segmentation[..., None], y, x, interpolation="nearest", fill=fill)[..., 0]
         return image, segmentation
 
     def _jitter(self, fraction, image):
@@ -250,9 +238,7 @@ class Augment:
         strengths = {name: self.settings[name] for name in names if _on(self.settings[name])}
         if not strengths:
             return image
-        return color.apply_jitter(
-            image, color.draw_jitter(fraction["jitter"], **strengths), hue="hue" in strengths
-        )
+        return color.apply_jitter(image, color.draw_jitter(fraction["jitter"], **strengths), hue="hue" in strengths)
 
     def _auto(self, fraction, image, segmentation):
         settings = self.settings

@@ -43,9 +43,7 @@ def draw_randaugment(fraction: jax.Array, height: int, width: int, count: int, m
     """
     choice, sign = fraction[:, : 2 * count].reshape(-1, count, 2).T
     limits = (0.3, 150.0 / 331.0 * width, 150.0 / 331.0 * height, 30.0, 0.9, 4.0)
-    return _draw(
-        choice, sign, jnp.broadcast_to(jnp.asarray(magnitude, jnp.float32) / LAST_BIN, choice.shape), limits
-    )
+    return _draw(choice, sign, jnp.broadcast_to(jnp.asarray(magnitude, jnp.float32) / LAST_BIN, choice.shape), limits)
 
 
 def draw_trivialaugment(fraction: jax.Array) -> Operation:
@@ -89,9 +87,7 @@ def apply_operation(
     y, x = geometry.positions(operation_matrix(operation, height, width), None, height, width)
     moved = geometry.sample(images, y, x, interpolation=interpolation, fill=fill)
     if segmentation is not None:
-        segmentation = geometry.sample(segmentation[..., None], y, x, interpolation="nearest", fill=fill)[
-            ..., 0
-        ]
+        segmentation = geometry.sample(segmentation[..., None], y, x, interpolation="nearest", fill=fill)[..., 0]
     result = moved
     for changed, first, last in (
         (_blended(images, operation), "Brightness", "Sharpness"),

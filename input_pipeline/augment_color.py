@@ -26,9 +26,7 @@ GREY_WEIGHTS = (0.2989, 0.587, 0.114)
 class Jitter(NamedTuple):
     """Parameters of `ColorJitter` per example; `order` holds the numbers of the operations that are on."""
 
-    order: (
-        jax.Array
-    )  # int32 [B, number of operations]: BRIGHTNESS, CONTRAST, SATURATION, HUE, first one first
+    order: jax.Array  # int32 [B, number of operations]: BRIGHTNESS, CONTRAST, SATURATION, HUE, first one first
     brightness: jax.Array  # [B] factor, 1 = unchanged
     contrast: jax.Array  # [B] factor
     saturation: jax.Array  # [B] factor
@@ -173,9 +171,7 @@ def _apply_blend(images: jax.Array, operation: jax.Array, active: jax.Array, jit
 
 def blend_target(images: jax.Array, contrast: jax.Array, saturation: jax.Array) -> jax.Array:
     """What each example is blended with: its mean grey, its grey image, or black. [B, H, W, 1]."""
-    return jnp.where(
-        _per_image(contrast), mean_grey(images), jnp.where(_per_image(saturation), grey(images), 0.0)
-    )
+    return jnp.where(_per_image(contrast), mean_grey(images), jnp.where(_per_image(saturation), grey(images), 0.0))
 
 
 # -------------------------------------------------------------------------- operations of the AutoAugment set
@@ -223,9 +219,7 @@ def equalize(images: jax.Array) -> jax.Array:
     # offset.
     places = jnp.clip(images, 0.0, 255.0).astype(jnp.int32) + 256 * jnp.arange(channels)
     places = places.reshape(batch, -1)
-    counts = jax.vmap(
-        lambda at: jnp.zeros(channels * 256, jnp.int32).at[at].add(1, mode="promise_in_bounds")
-    )(places)
+    counts = jax.vmap(lambda at: jnp.zeros(channels * 256, jnp.int32).at[at].add(1, mode="promise_in_bounds"))(places)
     counts = counts.reshape(batch, channels, 256)
     total = jnp.cumsum(counts, axis=-1)
     # The last occupied level does not count: `argmax` finds the first place where the sum is complete.

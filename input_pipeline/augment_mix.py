@@ -57,9 +57,7 @@ def inside_box(height: int, width: int, top, left, bottom, right) -> jax.Array:
 # ---------------------------------------------------------------------------------------------------- erasing
 
 
-def draw_erase(
-    fraction: jax.Array, height: int, width: int, probability, scale: tuple = ERASE_SCALE
-) -> Erase:
+def draw_erase(fraction: jax.Array, height: int, width: int, probability, scale: tuple = ERASE_SCALE) -> Erase:
     """Boxes as `torchvision.transforms.v2.RandomErasing` draws them: 10 tries for a box smaller than the
     image.
 
@@ -75,9 +73,7 @@ def draw_erase(
     found, (tall, wide) = first_fitting((heights < height) & (widths < width), heights, widths)
     found = found & (fraction[:, -3] < probability)
     tall, wide = (jnp.where(found, value, 0.0).astype(jnp.int32) for value in (tall, wide))
-    return Erase(
-        below(fraction[:, -2], height - tall + 1), below(fraction[:, -1], width - wide + 1), tall, wide
-    )
+    return Erase(below(fraction[:, -2], height - tall + 1), below(fraction[:, -1], width - wide + 1), tall, wide)
 
 
 def draw_noise(keys: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
@@ -105,9 +101,7 @@ def partners(valid: jax.Array) -> jax.Array:
     return jnp.where(valid, jnp.where(before < 0, seen[-1], before), rows)
 
 
-def draw_mix(
-    fraction: jax.Array, valid: jax.Array, height: int, width: int, *, mixup=None, cutmix=None
-) -> Mix:
+def draw_mix(fraction: jax.Array, valid: jax.Array, height: int, width: int, *, mixup=None, cutmix=None) -> Mix:
     """λ ~ Beta(alpha, alpha) and a box for every example.
 
     Args:

@@ -51,9 +51,7 @@ def _lock(folder: pathlib.Path, out: pathlib.Path) -> int:
                 return descriptor
         except BlockingIOError:
             os.close(descriptor)
-            raise UserError(
-                f"another run is preparing {out} now: wait for it, or choose another --out."
-            ) from None
+            raise UserError(f"another run is preparing {out} now: wait for it, or choose another --out.") from None
         os.close(descriptor)
     raise UserError(f"another run keeps preparing {out}: choose another --out.")
 

@@ -107,9 +107,7 @@ class Dataset:
         encoded = self.encoded(index)
         vector, size = f"the vector of example {self.ids[index]!r} of {self.directory}", 4 * len(self.genes)
         if len(encoded) != size:
-            raise UserError(
-                f"{vector} has {len(encoded)} bytes, but {len(self.genes)} genes take {size}: {_PREPARE}."
-            )
+            raise UserError(f"{vector} has {len(encoded)} bytes, but {len(self.genes)} genes take {size}: {_PREPARE}.")
         values = np.frombuffer(encoded, "<f4").astype(np.float32, copy=False)
         if not np.isfinite(values).all():
             raise UserError(f"{vector} holds a value that is no finite number: {_PREPARE}.")
@@ -323,9 +321,7 @@ def _open_prepared(directory: pathlib.Path) -> Dataset:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{splits_path} lacks what a data set needs ({error}): {_PREPARE}.") from error
     if len(examples) != len(source):
-        raise UserError(
-            f"{splits_path} names {len(examples)} examples but the records hold {len(source)}: {_PREPARE}."
-        )
+        raise UserError(f"{splits_path} names {len(examples)} examples but the records hold {len(source)}: {_PREPARE}.")
     roles = _checked_roles(roles, len(examples))
     ids = np.array(list(examples), dtype=object)
     labels = label_array(ids, label_lists, len(class_names), multi_label)

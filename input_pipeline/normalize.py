@@ -56,9 +56,7 @@ def make(kind: str, statistics: Mapping[str, Any] | None = None) -> Callable[[ja
     if kind == "caffe":
         return _caffe
     if kind == "dataset" and not statistics:
-        raise UserError(
-            "data.normalize = 'dataset' needs the mean and std of the training images, and has none."
-        )
+        raise UserError("data.normalize = 'dataset' needs the mean and std of the training images, and has none.")
     statistics = statistics or {"mean": 0.5, "std": 0.5}
     mean = np.atleast_1d(np.asarray(statistics["mean"], np.float64))
     deviation = np.atleast_1d(np.asarray(statistics["std"], np.float64))
@@ -116,9 +114,7 @@ def _caffe(image: jax.Array) -> jax.Array:
     return image - jnp.asarray(for_channels(CAFFE_MEANS, channels), jnp.float32)
 
 
-def dataset_statistics(
-    source: Any, indices: np.ndarray | None = None, limit: int | None = None
-) -> dict[str, Any]:
+def dataset_statistics(source: Any, indices: np.ndarray | None = None, limit: int | None = None) -> dict[str, Any]:
     """Exact mean and standard deviation of every channel over all pixels, in units of 0..1.
 
     Sums are whole numbers of unlimited size, so the result does not depend on order, batches or rounding.
@@ -156,13 +152,10 @@ def dataset_statistics(
         pixels += flat.shape[0]
         count += values.shape[0]
     if not pixels:
-        raise UserError(
-            "there is no training image to compute mean and std from; choose another data.normalize."
-        )
+        raise UserError("there is no training image to compute mean and std from; choose another data.normalize.")
     mean = [total / (pixels * 65535) for total in sums]
     variance = [
-        (pixels * square - total**2) / (pixels * 65535) ** 2
-        for square, total in zip(squares, sums, strict=True)
+        (pixels * square - total**2) / (pixels * 65535) ** 2 for square, total in zip(squares, sums, strict=True)
     ]
     return {"mean": mean, "std": [float(np.sqrt(value)) for value in variance], "images": count}
 
@@ -175,9 +168,7 @@ def _pixels(item: Any) -> np.ndarray:
     else:
         values = np.asarray(item)
     if values.dtype not in GREATEST or values.ndim not in (3, 4):
-        raise UserError(
-            f"images must be uint8 or uint16 [H, W, C], not {values.dtype} with {values.ndim} axes."
-        )
+        raise UserError(f"images must be uint8 or uint16 [H, W, C], not {values.dtype} with {values.ndim} axes.")
     return values if values.ndim == 4 else values[None]
 
 

@@ -220,9 +220,8 @@ def prepare(
         folds: number of grouped stratified folds to store, or 0.
         options: of the study, such as `{"channels": "green"}`.
         fractions: shares of the carved roles, where they differ from `FRACTIONS`.
-        simulated: whether the images are simulated; also recognised by a file `SIMULATED.txt` in the source.
-        max_bad: share of unusable images above which nothing is written.
-        max_pixels: limit of pixels in an image; `MAX_PIXELS` when None.
+        simulated: whether the images are; also recognised by a file `SIMULATED.txt` in the source.
+        max_bad: share of unusable images above which nothing is written. max_pixels: of an image, None: `MAX_PIXELS`.
         near_duplicates: whether augmented and re-encoded copies are looked for as well; None: where there are images.
         boxes: table of the part of each image that is kept, see `input_pipeline.boxes`, or None for whole images.
         runner, beam_options: see `beam_prepare`; "" works on this machine.
@@ -238,20 +237,17 @@ def prepare(
     load(study)
     beam_prepare.check(runner, beam_options)
     given = {"boxes": boxes is not None, "max_pixels": max_pixels is not None, "duplicates=near": near_duplicates}
-    if study in EXPRESSION:
-        _refuse_flags_of_images(study, given)
+    _refuse_flags_of_images(study, given if study in EXPRESSION else {})
     source = remote_source.open_source(source)
     table = boxes_of.read(boxes) if boxes else None
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(remote_dataset.pushed(out))
         folder, manifest = stack.enter_context(_scanned(study, source, target, dict(options or {})))
         intake = stack.enter_context(_Intake(folder, manifest))
-        if not manifest.has_files:
-            _refuse_flags_of_images(study, given)
+        _refuse_flags_of_images(study, {} if manifest.has_files else given)
         simulated = simulated or any(name.rpartition("/")[2] == MARKER for name in source.names())
         header = _header(study, simulated, seed, manifest, fractions, folds)
-        if workers is None:
-            workers = 1 if len(manifest.examples) < _FEW else len(os.sched_getaffinity(0))
+        workers = workers or (1 if len(manifest.examples) < _FEW else len(os.sched_getaffinity(0)))
         crops = table.of(manifest.examples) if table else {}
         limits = (max_pixels or MAX_PIXELS, near_duplicates is not False)
         reader = Reader(source, manifest.channels, *limits, crops, manifest.cell_finder)

@@ -45,9 +45,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--max_bad", type=float, default=MAX_BAD, help=f"stop above this share of bad images (default {MAX_BAD})"
     )
-    parser.add_argument(
-        "--max_pixels", type=int, help=f"limit of pixels in an image (default {MAX_PIXELS})"
-    )
+    parser.add_argument("--max_pixels", type=int, help=f"limit of pixels in an image (default {MAX_PIXELS})")
     parser.add_argument(
         "--duplicates",
         choices=("near", "exact"),

@@ -201,4 +201,3 @@ def push(folder: pathlib.Path, store: Store) -> None:
         if stored.get(name) != (folder / name).stat().st_size:
             raise UserError(f"{store.url}/{name} is not what was written there; another program is at work: run again.")
     store.delete([_MARKER])
-

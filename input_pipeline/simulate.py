@@ -251,9 +251,7 @@ def load(study: str) -> Callable[..., pathlib.Path]:
 
 def main() -> None:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.simulate", description=__doc__.split("\n\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m input_pipeline.simulate", description=__doc__.split("\n\n")[0])
     parser.add_argument("--study", required=True, help=f"one of: {', '.join(SIMULATIONS)}")
     parser.add_argument("--out", required=True, help="folder to write the simulated raw files to")
     parser.add_argument("--train", type=int, default=None, help="train images, or samples (default: the study's own)")

@@ -69,11 +69,7 @@ def golgi_apparatus(rng: np.random.Generator, field: Field) -> np.ndarray:
     lift = distance * rng.normal(0.06, 0.09, len(cell))
     # The ribbon follows the nuclear envelope: away from its middle it bends back around the nucleus.
     sag = spread**2 / (2.2 * distance)
-    start = (
-        field.centrosome[cell]
-        + directions(along) * spread[:, None]
-        + directions(across) * (lift - sag)[:, None]
-    )
+    start = field.centrosome[cell] + directions(along) * spread[:, None] + directions(across) * (lift - sag)[:, None]
     path = walk(rng, start, along + rng.normal(0, 0.5, len(cell)), 6, 0.8 * field.scale, 0.4)
     return blur(draw_threads(field, path, cell) * (1 - 0.8 * field.nucleus), 0.8 * field.scale)
 

@@ -98,9 +98,7 @@ def _place_cells(rng: np.random.Generator, size: int, spacing: float) -> np.ndar
     return points if middle.any() else np.vstack([points, [[size / 2, size / 2]]])
 
 
-def _depth(
-    x: np.ndarray, y: np.ndarray, points: np.ndarray, axes: np.ndarray, which: np.ndarray
-) -> np.ndarray:
+def _depth(x: np.ndarray, y: np.ndarray, points: np.ndarray, axes: np.ndarray, which: np.ndarray) -> np.ndarray:
     """|A^-1 (p - c)|^2 at p = (x, y) for the ellipses numbered `which`: below 1 within the ellipse.
 
     The centres c are `points [n, 2]`, the half axes A `axes [n, 2, 2]`. Written out, for a matrix product
@@ -150,9 +148,7 @@ def lay_out(rng: np.random.Generator, size: int) -> Field:
     owner = (np.cumsum(visible) - 1)[owner].reshape(size, size)
     points, reach = points[visible], reach[visible]
     inside = np.clip(edge / scale + 0.5, 0, 1)
-    return _lay_out_nuclei(
-        rng, scale, spacing, points, reach, owner, inside, edge, (wx + x) / 2, (wy + y) / 2
-    )
+    return _lay_out_nuclei(rng, scale, spacing, points, reach, owner, inside, edge, (wx + x) / 2, (wy + y) / 2)
 
 
 def _lay_out_nuclei(
@@ -170,9 +166,7 @@ def _lay_out_nuclei(
     """Puts a nucleus with nucleoli and a centrosome into each of the cells that `lay_out` has drawn."""
     size, count = len(owner), len(points)
     radius = np.minimum(spacing * rng.uniform(0.27, 0.32), 0.58 * reach) * np.exp(rng.normal(0, 0.08, count))
-    centre = (
-        points + directions(rng.uniform(0, 2 * np.pi, count)) * (0.18 * reach * rng.random(count))[:, None]
-    )
+    centre = points + directions(rng.uniform(0, 2 * np.pi, count)) * (0.18 * reach * rng.random(count))[:, None]
     axes = _ellipses(rng, radius, 0.2)
     depth = np.sqrt(_depth(x, y, centre, axes, owner))
     nucleus = np.clip((1 - depth) * radius.astype(np.float32)[owner] / scale + 0.5, 0, 1) * inside
@@ -198,9 +192,7 @@ def _lay_out_nuclei(
     )
 
 
-def _place_nucleoli(
-    rng: np.random.Generator, radius: np.ndarray, centre: np.ndarray, axes: np.ndarray
-) -> np.ndarray:
+def _place_nucleoli(rng: np.random.Generator, radius: np.ndarray, centre: np.ndarray, axes: np.ndarray) -> np.ndarray:
     """Two to four nucleoli (x, y, radius) `[m, 3]` spread around the middle of each of n nuclei."""
     count = len(radius)
     number = rng.integers(2, 5, count)
@@ -229,9 +221,7 @@ def _discs(rng: np.random.Generator, discs: np.ndarray, size: int) -> np.ndarray
 
 def in_nuclei(rng: np.random.Generator, field: Field, cell: np.ndarray, limit: float) -> np.ndarray:
     """Random positions `[M, 2]` within `limit` of the nuclear radius, one for each entry of `cell [M]`."""
-    place = (
-        directions(rng.uniform(0, 2 * np.pi, len(cell))) * (limit * np.sqrt(rng.random(len(cell))))[:, None]
-    )
+    place = directions(rng.uniform(0, 2 * np.pi, len(cell))) * (limit * np.sqrt(rng.random(len(cell))))[:, None]
     return field.centre[cell] + np.einsum("nij,nj->ni", field.axes[cell], place)
 
 

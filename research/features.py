@@ -50,14 +50,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses, opens run and inputs, writes features batch by batch."""
     values = parse(arguments)
-    from research.prediction import projector  # imports JAX; mistakes above answer without
-    from research.prediction.model import Model
-    from research.training import compilation
-
-    compilation.keep_programs()
     stop = StopSignal()
-    stop.install()
-    model = Model(values.workdir, values.trial, values.batch_size, stop=stop)
+    model = commands.open_model(values, stop)
+    from research.prediction import projector  # imports JAX; mistakes above answer without
+
     out = pathlib.Path(values.out)
     with commands.inputs_of(values, model) as found, writing.replacing(out) as temporary:
         print(f"Trial {model.trial.name}: {len(found)} {found.unit}s.", flush=True)

@@ -4,8 +4,8 @@ python -m research.main --config=configs/hpa.py [--config.KEY=VALUE …] [--work
     [--coordinator=HOST:PORT --num_processes=N --process_id=I [--peer_timeout=SECONDS]]
 
 The part after a colon chooses presets (configs/hpa.py:simple_cnn,smoke). The same command on the same folder continues
-where it stopped. Several processes make one job as research/scale/cluster.py says. Exit status: 0 finished, 2 a mistake
-in command, config or data, 75 stopped by SIGTERM or Ctrl-C with everything saved, 76 another process of the job died.
+where it stopped. Several processes make one job (research/training/cluster.py). Exit status: 0 finished, 2 a mistake in
+command, config or data, 75 stopped by SIGTERM or Ctrl-C with everything saved, 76 another process of the job died.
 """
 
 from research import memory
@@ -21,7 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from input_pipeline import cli
-from research.scale import cluster
+from research.training import cluster
 from research.training.signals import run_and_leave
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The study: a file of configs/, with presets after a colon.")

@@ -11,8 +11,7 @@ from research.models.flops import flops
 from research.models.initialize import count_parameters
 from research.report import tables
 from research.report.writer import MetricWriter
-from research.scale import cluster
-from research.training import build, start_weights
+from research.training import build, cluster, start_weights
 from research.training.inference import Predictor
 from research.training.loop import Best
 from research.training.progress import Diverged
@@ -65,9 +64,7 @@ def predictor_of(trial: build.Trial, mesh, stop: StopSignal) -> Predictor:
     return Predictor(trial, mesh, stop, views=trial.config.evaluation.tta)
 
 
-def finish(
-    trial: build.Trial, best: Best, history: Sequence[dict], folder: pathlib.Path, predictor: Predictor
-) -> dict:
+def finish(trial: build.Trial, best: Best, history: Sequence[dict], folder: pathlib.Path, predictor: Predictor) -> dict:
     """Predicts every role with a trial's best variables and saves the predictions.
 
     Args:

@@ -50,13 +50,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses, opens run and inputs, predicts batch by batch."""
     values = parse(arguments)
-    from research.prediction.model import Model  # imports JAX; mistakes above answer without
-    from research.training import compilation
-
-    compilation.keep_programs()
     stop = StopSignal()
-    stop.install()
-    model = Model(values.workdir, values.trial, values.batch_size, stop=stop)
+    model = commands.open_model(values, stop)
     out = pathlib.Path(values.out)
     numbers = [f"probability_{name}" for name in model.classes]
 

@@ -12,8 +12,8 @@ from importlib import metadata
 from ml_collections import ConfigDict
 
 from input_pipeline.cli import UserError, atomic_write, remove_unfinished
-from research.scale import cluster
 from research.settings import completed
+from research.training import cluster
 
 _PACKAGES = (
     "jax",

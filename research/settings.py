@@ -43,8 +43,8 @@ def completed(stored: dict[str, Any]) -> dict[str, Any]:
     """
     from configs import common  # the only place where a default lives
 
-    for key in ("study", "data", "model", "loss", "optimizer"):
-        stored[key]
+    if missing := {"study", "data", "model", "loss", "optimizer"} - stored.keys():
+        raise KeyError(min(missing))
 
     return _over(common.default().to_dict(), stored)
 

@@ -22,13 +22,24 @@ from research import outcome
 from research.outcome import ROLES, Ledger
 from research.report import assemble
 from research.run_folder import RunFolder
-from research.scale import budget, cluster, probes
 from research.search import execution as executions
 from research.search import preview, stages, sweep
 from research.search.execution import Execution, use_all_cores
 from research.search.trials import OverrideSet, applied, override_sets
 from research.settings import validate
-from research.training import build, compilation, freezing, optimizers, pictures, sharding, start_weights, texts
+from research.training import (
+    budget,
+    build,
+    cluster,
+    compilation,
+    freezing,
+    optimizers,
+    pictures,
+    probes,
+    sharding,
+    start_weights,
+    texts,
+)
 from research.training.loop import Training
 from research.training.phases import freezes, needs_layers, phases
 from research.training.signals import StopSignal
@@ -105,8 +116,8 @@ def _carry_out(
     environment = folder.write_environment()
     announce(config, dataset, trials or more(sets=[OverrideSet("", {})]), folder.path)
     ledger = Ledger(folder.path / "trials.csv", trials)
-    report = folder.path / "report" / "index.html"  # what a report writes last
-    if not shared_search and ledger.finished() and cluster.from_first(report.exists):
+    card = folder.path / "report" / "model_card.md"  # what a report writes last
+    if not shared_search and ledger.finished() and cluster.from_first(card.exists):
         print(f"The study in {workdir} is finished; read {workdir / 'report' / 'index.html'}.")
         return 0
 
@@ -140,7 +151,6 @@ def _check_job(config: ConfigDict, dry_run: bool) -> None:
         "config.search.storage": search.storage,
         "config.search.halving.budget": search.halving.budget < 1,
         "config.search.dominance.coverage": search.dominance.coverage > 0,
-        "config.search.latency": search.latency,
     }
     if asked := [name for name, given in refused.items() if given]:
         raise UserError(

@@ -17,8 +17,7 @@ from absl import flags
 from configs import hpa
 from input_pipeline.cli import UserError
 from research import study
-from research.scale import cluster
-from research.training import sharding
+from research.training import cluster, sharding
 from research.training.loop import Training
 from research.training.signals import EXIT_STOPPED, Stopped, StopSignal
 from tests.running import ENVIRONMENT, ROOT, command, ledger, metric_rows
@@ -228,18 +227,20 @@ def test_parameters_spread_over_processes_are_saved_and_restored_whole(simulated
 
 @pytest.mark.slow
 def test_the_coordinator_may_die_as_well_and_a_search_takes_all_processes(simulated, tmp_path):
-    """Two trials one after another; process 0 is killed in the first; the report of the whole is made at the end."""
-    search = "--config.search.trials=({'name': 'a'}, {'name': 'b', 'seed': 7})"
-    first, second = ends(start(tmp_path, simulated, 2, search, DRIVER_SIGNAL={0: "9"}, DRIVER_STEP={0: "6"}))
+    """Two trials one after another; process 0 is killed in the first; latencies and report come at the end."""
+    search = ("--config.search.trials=({'name': 'a'}, {'name': 'b', 'seed': 7})", "--config.search.latency=True")
+    first, second = ends(start(tmp_path, simulated, 2, *search, DRIVER_SIGNAL={0: "9"}, DRIVER_STEP={0: "6"}))
     assert first[0] == -signal.SIGKILL
     assert second[0] == cluster.EXIT_PEER and second[2].strip().endswith("with the same commands."), second
-    for status, _, errors in ends(start(tmp_path, simulated, 2, search, DRIVER_REPORT={0: "1", 1: "1"})):
+    for status, _, errors in ends(start(tmp_path, simulated, 2, *search, DRIVER_REPORT={0: "1", 1: "1"})):
         assert status == 0, errors
-    assert [row["status"] for row in ledger(tmp_path / "run")] == ["finished", "finished"]
+    rows = ledger(tmp_path / "run")
+    assert [row["status"] for row in rows] == ["finished", "finished"]
+    assert float(rows[0]["latency_p50_ms"]) > 0 and rows[0]["latency_p50_ms"] == rows[1]["latency_p50_ms"]
     assert (tmp_path / "run" / "report" / "index.html").exists()
 
 
 @pytest.mark.slow
 def test_mistakes_end_all_processes_with_status_2(simulated, tmp_path):
-    for status, _, errors in ends(start(tmp_path, simulated, 2, "--config.search.latency=True")):
-        assert status == 2 and "config.search.latency is not for a job of several processes" in errors, errors
+    for status, _, errors in ends(start(tmp_path, simulated, 2, "--config.search.halving.budget=0.5")):
+        assert status == 2 and "config.search.halving.budget is not for a job of several processes" in errors, errors

@@ -182,7 +182,7 @@ def test_who_else_writes_tables():
     """Every other writer of CSV is known here; a new one is to use `tabular`, or to guard its texts and be added."""
     known = {
         "input_pipeline/tabular.py", "research/report/search.py", "research/report/runs_compared.py",
-        "research/report/submission.py", "research/scale/probes.py",
+        "research/report/submission.py", "research/training/probes.py",
     }  # fmt: skip
     found = {place.partition(":")[0] for name in ("writer", "DictWriter", "to_csv") for place, call in calls(name)
              if ast.unparse(call.func) in ("csv.writer", "csv.DictWriter") or name == "to_csv"}  # fmt: skip

@@ -70,3 +70,41 @@ finish() {
   echo "The study ended with status $1; its run folder is in $FOLDER." >&2
   exit "$1"
 }
+
+# begin: makes the machine if there is none; with --dry_run prints all that would be done, and leaves. The script that
+# sources this has the functions create, again (after it was taken away), remove and state (nothing: no machine).
+begin() {
+  if [[ "$DRY_RUN" == true ]]; then
+    upload
+    create
+    echo "# watches $NAME; each time it is taken away:"
+    again
+    echo "# at the end:"
+    remove
+    exit
+  fi
+  if [[ -z "$(state)" ]]; then
+    upload
+    create
+  fi
+}
+
+# watch: until the study has ended, which this script leaves with, or the machine was taken away RESTARTS times.
+watch() {
+  local ended restarts=0
+  while true; do
+    sleep "${POLL:-60}"
+    ended=$(status 0)
+    if [[ -n "$ended" ]]; then
+      if [[ -n "$(state)" ]]; then remove || echo "$NAME could not be deleted and costs money: delete it" >&2; fi
+      finish "$ended"
+    fi
+    case "$(state)" in
+      PREEMPTED | TERMINATED | STOPPED | "")
+        ((restarts++ < ${RESTARTS:-20})) || give_up "$restarts"
+        echo "$NAME was taken away; $1" >&2
+        again || true # no room there now: tried again
+        ;;
+    esac
+  done
+}

@@ -41,38 +41,17 @@ state() { # RUNNING, TERMINATED, …, or nothing where there is no such machine
   gcloud compute instances describe "$NAME" "${place[@]}" --format='value(status)' 2> /dev/null || true
 }
 
-if [[ "$DRY_RUN" == true ]]; then
-  upload
-  create
-  echo "# watches $NAME; each time it is taken away:"
-  change gcloud compute instances start "$NAME" "${place[@]}"
-  echo "# at the end:"
-  change gcloud compute instances delete "$NAME" "${place[@]}" --quiet
-  exit
-fi
-
-restarts=0
-if [[ -z "$(state)" ]]; then
-  upload
-  create
-fi
-while true; do
-  sleep "${POLL:-60}"
-  ended=$(status 0)
-  if [[ -n "$ended" ]]; then
-    change gcloud compute instances delete "$NAME" "${place[@]}" --quiet
-    finish "$ended"
+again() {
+  if [[ "$DRY_RUN" == true || -n "$(state)" ]]; then
+    change gcloud compute instances start "$NAME" "${place[@]}"
+  else
+    create
   fi
-  case "$(state)" in
-    TERMINATED)
-      ((restarts++ < ${RESTARTS:-20})) || give_up "$restarts"
-      echo "$NAME was taken away; starting it again" >&2
-      change gcloud compute instances start "$NAME" "${place[@]}" || true # no room there now: tried again
-      ;;
-    "")
-      echo "$NAME is gone; making it again" >&2
-      ((restarts++ < ${RESTARTS:-20})) || give_up "$restarts"
-      create || true
-      ;;
-  esac
-done
+}
+
+remove() {
+  change gcloud compute instances delete "$NAME" "${place[@]}" --quiet
+}
+
+begin
+watch "starting it again"

@@ -39,32 +39,10 @@ state() { # READY, PREEMPTED, …, or nothing where there is no such slice
   gcloud compute tpus tpu-vm describe "$NAME" "${place[@]}" --format='value(state)' 2> /dev/null || true
 }
 
-if [[ "$DRY_RUN" == true ]]; then
-  upload
+again() {
+  if [[ "$DRY_RUN" == true || -n "$(state)" ]]; then remove || true; fi
   create
-  echo "# watches $NAME; each time it is taken away, and at the end:"
-  remove
-  exit
-fi
+}
 
-restarts=0
-if [[ -z "$(state)" ]]; then
-  upload
-  create
-fi
-while true; do
-  sleep "${POLL:-60}"
-  ended=$(status 0)
-  if [[ -n "$ended" ]]; then
-    if [[ -n "$(state)" ]]; then remove || true; fi
-    finish "$ended"
-  fi
-  case "$(state)" in
-    PREEMPTED | TERMINATED | STOPPED | "")
-      ((restarts++ < ${RESTARTS:-20})) || give_up "$restarts"
-      echo "$NAME was taken away; making it again" >&2
-      if [[ -n "$(state)" ]]; then remove || true; fi
-      create || true # no room there now: tried again
-      ;;
-  esac
-done
+begin
+watch "making it again"

@@ -205,17 +205,14 @@ def regression(
     standardise = _standardiser(train_features)
     train, test = standardise(train_features), standardise(test_features)
     if not multi_label:
-        scores = _fit_and_score(
-            train, np.asarray(train_labels).astype(np.int64), [test], num_classes, max_iterations
-        )[0]
+        scores = _fit_and_score(train, np.asarray(train_labels).astype(np.int64), [test], num_classes, max_iterations)[
+            0
+        ]
         return Baseline(name, scores, scores.argmax(axis=1))
     sets = [test]
     if calibration_features is not None and len(calibration_features):
         sets.append(standardise(calibration_features))
-    columns = [
-        _fit_and_score(train, true[:, c].astype(np.int64), sets, 2, max_iterations)
-        for c in range(num_classes)
-    ]
+    columns = [_fit_and_score(train, true[:, c].astype(np.int64), sets, 2, max_iterations) for c in range(num_classes)]
     scores = [np.stack([column[i][:, 1] for column in columns], axis=1) for i in range(len(sets))]
     cuts = per_class_f1(scores[1], calibration_labels) if len(sets) > 1 else fixed(num_classes)
     return Baseline(name, scores[0], decide(scores[0], cuts), cuts)

@@ -64,18 +64,14 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, multi_label: bool) -
     logits = check_finite(logits)
     labels = np.asarray(labels)
     if not len(logits):
-        raise UserError(
-            "a temperature cannot be fitted without examples; give the dataset a calibration role."
-        )
+        raise UserError("a temperature cannot be fitted without examples; give the dataset a calibration role.")
     if labels.shape != (logits.shape if multi_label else logits.shape[:1]):
         raise UserError(f"labels of shape {labels.shape} do not fit logits of shape {logits.shape}.")
     if multi_label:
         targets = (labels > 0.5).astype(np.float64)
     else:
         if labels.min() < 0 or labels.max() >= logits.shape[1]:
-            raise UserError(
-                "a temperature is fitted on labelled examples alone; leave the unlabelled ones out."
-            )
+            raise UserError("a temperature is fitted on labelled examples alone; leave the unlabelled ones out.")
         targets = np.eye(logits.shape[1])[labels.astype(np.int64)]
 
     def slope(log_temperature: float) -> float:

@@ -44,9 +44,7 @@ METRICS = COUNT_METRICS + SCORE_METRICS
 def ratio(numerator: np.ndarray, denominator: np.ndarray, undefined: float = 0.0) -> np.ndarray:
     """`numerator / denominator`, and `undefined` where the denominator is 0."""
     numerator, denominator = np.broadcast_arrays(np.asarray(numerator, float), np.asarray(denominator, float))
-    return np.divide(
-        numerator, denominator, out=np.full(denominator.shape, undefined), where=denominator != 0
-    )
+    return np.divide(numerator, denominator, out=np.full(denominator.shape, undefined), where=denominator != 0)
 
 
 def mean_defined(values: np.ndarray) -> np.ndarray:
@@ -70,9 +68,7 @@ def check_labels(labels: np.ndarray, num_classes: int, multi_label: bool, num_ex
         raise UserError("there are no examples to evaluate; check the roles of the dataset.")
     if multi_label:
         if not np.isin(labels, (0, 1)).all():
-            raise UserError(
-                "multi-label labels must be 0 or 1; unlabelled examples are predicted, never evaluated."
-            )
+            raise UserError("multi-label labels must be 0 or 1; unlabelled examples are predicted, never evaluated.")
         return labels.astype(bool)
     if (labels != np.floor(labels)).any() or labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(
@@ -93,9 +89,7 @@ def check_scores(scores: np.ndarray, multi_label: bool) -> np.ndarray:
     if scores.size and (scores.min() < -1e-6 or scores.max() > 1 + 1e-6):
         raise UserError("scores must be probabilities between 0 and 1; turn logits into them first.")
     if not multi_label and np.any(np.abs(scores.sum(axis=1) - 1) > 1e-3):
-        raise UserError(
-            "the scores of a single-label example must sum to one; turn logits into them by softmax."
-        )
+        raise UserError("the scores of a single-label example must sum to one; turn logits into them by softmax.")
     return scores
 
 
@@ -163,14 +157,10 @@ def from_counts(counts: np.ndarray, multi_label: bool) -> dict[str, np.ndarray]:
     hits, wrong, missed = (part.sum(axis=-1) for part in (true_positives, false_positives, false_negatives))
     by_class = class_scores(counts)
     coefficients = _label_coefficients if multi_label else _class_coefficients
-    mcc, kappa = coefficients(
-        true_positives, true_positives + false_positives, true_positives + false_negatives, total
-    )
+    mcc, kappa = coefficients(true_positives, true_positives + false_positives, true_positives + false_negatives, total)
     num_decisions = total * true_positives.shape[-1]
     return {
-        "accuracy": ratio(num_decisions - wrong - missed, num_decisions)
-        if multi_label
-        else ratio(hits, total),
+        "accuracy": ratio(num_decisions - wrong - missed, num_decisions) if multi_label else ratio(hits, total),
         "macro_f1": by_class["f1"].mean(axis=-1),
         "micro_f1": ratio(2 * hits, 2 * hits + wrong + missed),
         "sample_f1": ratio(sample_f1, total),
@@ -270,9 +260,7 @@ def evaluate(
     counts = example_counts(true, decisions(scores, multi_label, thresholds, predicted)).sum(axis=0)
     result = {name: float(value) for name, value in from_counts(counts, multi_label).items()}
     ranked = [ranking(scores[:, c], true[:, c]) for c in range(scores.shape[1])]
-    result["auroc_macro"], result["auprc_macro"] = (
-        float(mean_defined(np.array(v))) for v in zip(*ranked, strict=True)
-    )
+    result["auroc_macro"], result["auprc_macro"] = (float(mean_defined(np.array(v))) for v in zip(*ranked, strict=True))
     totals = calibration.bin_totals(*calibration.confidences(scores, labels, multi_label)).sum(axis=0)
     result["ece"] = float(calibration.calibration_error(totals))
     result["log_loss"] = float(example_log_loss(scores, true, multi_label).mean())

@@ -60,9 +60,7 @@ class Predictions:
             return dense
         for name, indices in zip(self.ids, self.label_indices, strict=True):
             if len(indices) > 1:
-                raise UserError(
-                    f"{name!r} has {len(indices)} labels, but the task has one label per example."
-                )
+                raise UserError(f"{name!r} has {len(indices)} labels, but the task has one label per example.")
         return np.array([indices[0] if indices else -1 for indices in self.label_indices], np.int32)
 
     def scores(self, multi_label: bool, temperature: float = 1.0) -> np.ndarray:

@@ -52,9 +52,7 @@ class Resampled(NamedTuple):
 
 
 def _intervals(values: dict[str, np.ndarray], level: float) -> dict[str, Interval]:
-    return {
-        name: tuple(float(end) for end in intervals.percentile(found, level)) for name, found in values.items()
-    }
+    return {name: tuple(float(end) for end in intervals.percentile(found, level)) for name, found in values.items()}
 
 
 def bootstrap_replicates(
@@ -254,9 +252,7 @@ def score_intervals(
     ranked = [np.concatenate(part) for part in zip(*blocks, strict=True)]
     bins = calibration.bin_totals(*calibration.confidences(scores, labels, multi_label))
     loss = metrics.example_log_loss(scores, true, multi_label)
-    columns = np.concatenate(
-        [bins.reshape(len(scores), -1), loss[:, None], np.ones((len(scores), 1))], axis=1
-    )
+    columns = np.concatenate([bins.reshape(len(scores), -1), loss[:, None], np.ones((len(scores), 1))], axis=1)
     totals = resampled_totals(columns, groups, n, seed)
     values = {
         "auroc_macro": metrics.mean_defined(ranked[0]),

@@ -86,9 +86,7 @@ def grid(
     """
     scores, positives = _checked(scores, labels)
     if not (step > 0 and low <= high):
-        raise UserError(
-            f"the threshold grid from {low} to {high} by {step} is empty; give low <= high and step > 0."
-        )
+        raise UserError(f"the threshold grid from {low} to {high} by {step} is empty; give low <= high and step > 0.")
     # Rounded, so that 0.3 + 4 * 0.05 is the same number as 0.5.
     candidates = np.round(low + step * np.arange(int(np.floor((high - low) / step + 1e-9)) + 1), 10)
     given = scores[None] >= candidates[:, None, None]

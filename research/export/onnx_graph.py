@@ -207,5 +207,3 @@ class Graph(latency.Graph):
         from onnx import helper
 
         return self.add("Cast", value, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
-
-

@@ -106,9 +106,7 @@ class Loss:
         Per-example losses are averaged as `Σ w l / Σ w`; a batch of padding alone gives 0 (whole-batch losses
         give what their formula says).
         """
-        weights = (
-            jnp.ones(logits.shape[0], jnp.float32) if weights is None else jnp.asarray(weights, jnp.float32)
-        )
+        weights = jnp.ones(logits.shape[0], jnp.float32) if weights is None else jnp.asarray(weights, jnp.float32)
         if not self.per_example:
             return self.fn(logits, targets, weights, class_weights)
         return mean_over_examples(self.fn(without_padding(logits, weights), targets, class_weights), weights)
@@ -121,8 +119,7 @@ class Loss:
             has, suits = _HAS[multi_label], _SUITS[self.multi_label]
             fitting = ", ".join(name for name in available() if LOSSES[name][1] in (None, multi_label))
             raise UserError(
-                f"the loss {self.name!r} is for {suits}, but {has}; "
-                f"set config.loss.name to one of: {fitting}."
+                f"the loss {self.name!r} is for {suits}, but {has}; set config.loss.name to one of: {fitting}."
             )
 
 

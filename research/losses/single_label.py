@@ -15,9 +15,7 @@ from input_pipeline.cli import UserError
 def dense(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Both as float32; a `[B]` target would broadcast silently, so unequal shapes raise `ValueError`."""
     if logits.shape != targets.shape or logits.ndim < 2:
-        raise ValueError(
-            f"a loss takes logits and targets of one shape [B, K], not {logits.shape} and {targets.shape}"
-        )
+        raise ValueError(f"a loss takes logits and targets of one shape [B, K], not {logits.shape} and {targets.shape}")
     return jnp.asarray(logits, jnp.float32), jnp.asarray(targets, jnp.float32)
 
 

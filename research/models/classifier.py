@@ -58,9 +58,7 @@ class Classifier(nn.Module):
         With `train=True` pass `mutable=["batch_stats"]`, and `rngs={"dropout": key}` if a dropout rate is not
         0.0.
         """
-        scope = (
-            nn.intercept_methods(frozen_interceptor(self.frozen)) if self.frozen else contextlib.nullcontext()
-        )
+        scope = nn.intercept_methods(frozen_interceptor(self.frozen)) if self.frozen else contextlib.nullcontext()
         with scope:
             if taken := getattr(self.backbone, "takes", ()):
                 given = {name: inputs[name] for name in taken}

@@ -29,9 +29,7 @@ _TRUNCATED_DEVIATION = 0.87962566103423978
 _DISTRIBUTIONS: dict[str, Callable[[jax.Array, tuple[int, ...]], jax.Array]] = {
     "uniform": lambda key, shape: jax.random.uniform(key, shape, minval=-math.sqrt(3), maxval=math.sqrt(3)),
     "normal": jax.random.normal,
-    "truncated_normal": lambda key, shape: (
-        jax.random.truncated_normal(key, -2.0, 2.0, shape) / _TRUNCATED_DEVIATION
-    ),
+    "truncated_normal": lambda key, shape: jax.random.truncated_normal(key, -2.0, 2.0, shape) / _TRUNCATED_DEVIATION,
 }
 
 

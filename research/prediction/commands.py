@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from input_pipeline.cli import UserError, progress
 from input_pipeline.raw import printable
+from research.training.signals import StopSignal
 
 COLUMNS = ("path", "id", "caption")
 _SHOWN = 3  # reasons why files cannot be read
@@ -55,6 +56,20 @@ def check(values: argparse.Namespace) -> None:
         raise UserError(f"--scale={values.scale} is unknown; choose of auto, {', '.join(SCALES)}.")
     if values.scale != "auto" and not values.table:
         raise UserError("--scale is that of --table; give both or none.")
+
+
+def open_model(values: argparse.Namespace, stop: StopSignal):
+    """The `model.Model` that the flags name; from now on SIGTERM and Ctrl-C ask `stop`.
+
+    Raises:
+      UserError: there is no such run or trial, or it is not finished.
+    """
+    from research.prediction.model import Model  # imports JAX; mistakes in the flags answer without
+    from research.training import compilation
+
+    compilation.keep_programs()
+    stop.install()
+    return Model(values.workdir, values.trial, values.batch_size, stop=stop)
 
 
 @contextlib.contextmanager

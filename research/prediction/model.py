@@ -1,10 +1,10 @@
 """How is a finished run used from Python?
 
-    import research
+import research
 
-    model = research.load("runs/blood_cells")
-    found = model.predict(["a.jpg", "b.png"])        # or uint8 [N, H, W, C], arrays of several sizes, PIL images
-    found.predicted, found.probabilities             # ("NEUTROPHIL", …), float32 [2, K]
+model = research.load("runs/blood_cells")
+found = model.predict(["a.jpg", "b.png"])        # or uint8 [N, H, W, C], arrays of several sizes, PIL images
+found.predicted, found.probabilities             # ("NEUTROPHIL", …), float32 [2, K]
 """
 
 import dataclasses

@@ -53,7 +53,7 @@ def local(workdir: str, dry_run: bool = False) -> Iterator[pathlib.Path]:
     if dry_run:
         yield place / "run"
         return
-    from research.scale import cluster
+    from research.training import cluster
 
     if cluster.count() > 1:
         raise UserError(

@@ -67,10 +67,10 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
         "provenance": _provenance(config, members, scored),
         "figures": _training_figures(folder, ledger, [t.name for t in members]),
         "files": {"trials.csv": "one row per trial", "metrics.jsonl": "loss and metrics by step",
-                  "predictions/": "logits by image and role", "tensorboard/": "curves, images, PR curves"},
+                  "predictions/": "logits by image and role", "tensorboard/": "curves, images, PR curves",
+                  "report/model_card.md": "what to know before using the model"},
     }  # fmt: skip
     search, compared = None, choice.names_of(settings)
-    reference_trials = [trial.name for trial in settings.get(config.evaluation.reference, ())]
     if len(settings) > 1:
         context["provenance"]["statements"].append(
             f"The setting is the best of {len(settings)} by {metric} on {role}; that flatters its figures there, not "
@@ -82,7 +82,7 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
         stop.check()
         search = search_report.build(folder, ledger, config, multi_label)
         context["files"] |= search.files
-        compared = choice.compared(compared, chosen, [*reference_trials, *search.members])
+        compared = choice.compared(compared, chosen, search.members, config.evaluation.reference)
         compared |= {name: {config.seed: trials} for name, trials in search.compressed.items()}
     if scored is not None:
         stop.check()
@@ -94,7 +94,6 @@ def report(folder: pathlib.Path, config, trials, environment: dict, stop) -> Non
         context["files"][start_weights.RECORD] = "pretrained weights by trial: file, hash, what was loaded and replaced"
     if not segments and submission.write(folder, config, members):
         context["files"]["submission.csv"] = "labels of the unlabelled images, joined by id"
-    context["files"]["report/model_card.md"] = "what to know before using the model"
     page.write_page(folder, context, search)
     model_card.write(folder)
 

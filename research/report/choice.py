@@ -78,12 +78,13 @@ def names_of(settings: dict[str, list]) -> Settings:
     }
 
 
-def compared(settings: Settings, chosen: str, front: list[str]) -> Settings:
-    """The chosen setting and those of the front (trials), evenly thinned out; all settings where there are few."""
+def compared(settings: Settings, chosen: str, front: list[str], reference: str = "") -> Settings:
+    """The chosen setting, the reference, and those of the front (trials), thinned out; all where there are few."""
     if len(settings) <= MOST:
         return settings
     trials = {name: {trial for folds in by_seed.values() for trial in folds} for name, by_seed in settings.items()}
-    names = [name for name in settings if name != chosen and trials[name] & set(front)]
+    first = [name for name in dict.fromkeys((chosen, reference)) if name in settings]
+    names = [name for name in settings if name not in first and trials[name] & set(front)]
     if len(names) > MOST:
         names = [names[i] for i in np.linspace(0, len(names) - 1, MOST).round().astype(int)]
-    return {name: settings[name] for name in [chosen, *names]}
+    return {name: settings[name] for name in [*first, *names]}

@@ -149,8 +149,16 @@ def _curve_legend(trials: Sequence[Any], rows: Sequence[Mapping[str, Any]], best
     ]
     if best:
         handles.append(
-            Line2D([], [], color="white", linestyle="", marker="*", markersize=11, markeredgecolor="black",
-                   label="chosen checkpoint")  # fmt: skip
+            Line2D(
+                [],
+                [],
+                color="white",
+                linestyle="",
+                marker="*",
+                markersize=11,
+                markeredgecolor="black",
+                label="chosen checkpoint",
+            )  # fmt: skip
         )
     if 1 < len(trials) < _MANY:
         handles += [

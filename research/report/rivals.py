@@ -119,9 +119,7 @@ def _of_genes(trial, k: int) -> list[_Learner]:
 
     def support_vectors(labels, fit_on, fitted, test) -> Baseline:
         name = "linear SVM on genes"
-        return baselines.linear_svm(
-            name, genes(fit_on), labels[fit_on], genes(test), k, genes(fitted), labels[fitted]
-        )
+        return baselines.linear_svm(name, genes(fit_on), labels[fit_on], genes(test), k, genes(fitted), labels[fitted])
 
     return [logistic, support_vectors]
 

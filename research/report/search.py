@@ -377,9 +377,7 @@ def _trials_table(ledger: Sequence[Mapping[str, Any]]) -> str:
     columns |= {f"{split}/{name}": f"{split} {metric_name(name)}" for split, name in scores}
     columns |= {name: name.replace("_", " ") for name in fixed}
     columns = {key: name for key, name in columns.items() if any(row[key] is not None for row in rows)}
-    caption = (
-        "Every trial; click on a heading to sort. trials.csv and compressed.csv have all columns, also of test."
-    )
+    caption = "Every trial; click on a heading to sort. trials.csv and compressed.csv have all columns, also of test."
     return markup.table(columns, rows, caption)
 
 

@@ -24,7 +24,7 @@ from research.search.cohort import Cohort, group
 from research.search.cohort_training import CohortTraining
 from research.search.planner import Planner
 from research.search.trials import override_sets
-from research.training import begin
+from research.training import begin, cluster
 from research.training.build import Trial
 from research.training.control import MINIMISED, Controls
 from research.training.loop import Best, Training
@@ -197,13 +197,18 @@ class Execution:
             if self.ledger.rows[trial.name]["status"] == "finished":
                 networks.setdefault(_network(trial), []).append(trial)
         waiting = [own for own in networks.values() if any("latency_p50_ms" not in self._row(t) for t in own)]
-        if not waiting or jax.process_index():
+        if not waiting:
             return
         print(f"Measuring the latency of {len(waiting)} networks on one core.", flush=True)
         models = [(own[0], self.ending(self.attach(own[0]))[1].variables) for own in waiting]
-        for own, measured in zip(waiting, self.stop.interruptible(lambda: latency.measure(models)), strict=True):
+
+        def measure() -> list[dict | None]:
+            found = self.stop.interruptible(lambda: latency.measure(models))
+            return [dataclasses.asdict(measured) if measured else None for measured in found]
+
+        for own, measured in zip(waiting, cluster.from_first(measure), strict=True):
             for trial in own if measured else ():
-                self.ledger.rows[trial.name] |= dataclasses.asdict(measured)
+                self.ledger.rows[trial.name] |= measured
         self.ledger.update(waiting[0][0].name)
 
     def _row(self, trial: Trial) -> dict:

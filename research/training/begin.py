@@ -6,8 +6,7 @@ import jax
 
 from research.models.call_order import call_order
 from research.models.initialize import initialize
-from research.scale import cluster
-from research.training import build, freezing, optimizers, start_weights, state, texts
+from research.training import build, cluster, freezing, optimizers, start_weights, state, texts
 from research.training.phases import Phase
 from research.training.signals import StopSignal
 

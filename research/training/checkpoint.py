@@ -17,8 +17,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict
 
 from input_pipeline.cli import UserError
-from research.scale import cluster
-from research.training import sharding
+from research.training import cluster, sharding
 
 _MANIFEST = "manifest.json"
 _OVERHEAD = 2**20  # bytes of a checkpoint beside its arrays, generously

@@ -23,13 +23,16 @@ from input_pipeline.loader import stage, train_batches
 from input_pipeline.sampling import Sampler
 from research.models.initialize import count_parameters
 from research.report.writer import JsonlLog, MetricWriter
-from research.scale import budget, cluster, pace, program
 from research.training import (
     begin,
+    budget,
     build,
+    cluster,
     freezing,
     inference,
     optimizers,
+    pace,
+    program,
     progress,
     schedules,
     sharding,

@@ -73,8 +73,13 @@ def check(trial) -> None:
         )
     if config.evaluation.tta != "none":
         raise UserError("config.evaluation.tta turns images, and a layout has one way up; set it to 'none'.")
-    if settings.name == "chromosome":
-        _positions(trial)
+    side = settings.side or layouts.smallest_side(len(trial.dataset.genes))
+    if config.image_size < side and settings.upsampling == "nearest":
+        raise UserError(
+            f"config.image_size = {config.image_size} would leave out genes of a layout of {side} pixels a side; "
+            "raise it, or set config.data.layout.upsampling to 'bilinear', which averages them."
+        )
+    _positions(trial)
 
 
 def _positions(trial) -> pathlib.Path | str:

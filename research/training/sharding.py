@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from research.scale import cluster
+from research.training import cluster
 
 AXIS = "data"
 

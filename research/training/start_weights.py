@@ -116,9 +116,7 @@ class Starts:
                 )
         if stored:
             return dataclasses.replace(_from_record(stored), plan=plan)
-        return Start(
-            name, file, str(plan.path), plan.sha256, plan.source, plan.variant, plan.preprocessing, part, plan
-        )
+        return Start(name, file, str(plan.path), plan.sha256, plan.source, plan.variant, plan.preprocessing, part, plan)
 
 
 def _from_record(record: Mapping[str, Any]) -> Start:

@@ -235,9 +235,7 @@ def update(parts: StepParts, state: TrainState, batch: dict[str, jax.Array], rat
         sound = jnp.isfinite(loss) & jnp.isfinite(jnp.sum(batch["image"]))
         scale, forgiven = rescaled(state.scale, sound, finite)
         bad = jnp.where(forgiven, 0, bad)
-    return kept.replace(
-        step=state.step + 1, skipped=state.skipped + bad, streak=bad * (state.streak + 1), scale=scale
-    )
+    return kept.replace(step=state.step + 1, skipped=state.skipped + bad, streak=bad * (state.streak + 1), scale=scale)
 
 
 def _scaled(state: TrainState, loss: jax.Array) -> jax.Array:

@@ -41,8 +41,10 @@ def keras_copy(image: np.ndarray, generator: np.random.Generator, shift: float =
 def pairwise(groups: list[str], truth: list) -> tuple[float, float]:
     """Precision and recall over all pairs of files: put together, and belonging together."""
     both = collections.Counter(zip(groups, truth, strict=True))
-    count = {name: sum(n * (n - 1) // 2 for n in c.values()) for name, c in
-             {"both": both, "found": collections.Counter(groups), "true": collections.Counter(truth)}.items()}
+    count = {
+        name: sum(n * (n - 1) // 2 for n in c.values())
+        for name, c in {"both": both, "found": collections.Counter(groups), "true": collections.Counter(truth)}.items()
+    }
     return count["both"] / max(count["found"], 1), count["both"] / max(count["true"], 1)
 
 
@@ -71,8 +73,14 @@ def synthetic(paths: list[pathlib.Path], copies: int, shift: float, pool: concur
     ids = [f"{index:06d}" for index in range(len(found))]
     clusters = duplicates.cluster(ids, None, [key for key, _ in found], np.stack([record for _, record in found]))
     precision, recall = pairwise(clusters.groups, truth)
-    return {"photographs": len(paths), "copies": copies, "shift": shift, "groups": clusters.statistics["groups"],
-            "precision": round(precision, 5), "recall": round(recall, 5)}
+    return {
+        "photographs": len(paths),
+        "copies": copies,
+        "shift": shift,
+        "groups": clusters.statistics["groups"],
+        "precision": round(precision, 5),
+        "recall": round(recall, 5),
+    }
 
 
 def montage(path: str, files: list[pathlib.Path], groups: list[str], rows: int = 10, columns: int = 8) -> None:

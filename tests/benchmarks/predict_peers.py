@@ -48,7 +48,7 @@ def compare(arguments: argparse.Namespace) -> dict:
         sys.exit("the run looks at several views of an image, the peer at one; train with config.evaluation.tta=none.")
     common = [f"--images={arguments.images}", f"--count={arguments.count}", f"--batch_size={arguments.batch_size}"]
     ours = [sys.executable, "-m", "tests.benchmarks.predict_ours", f"--run={arguments.run}", *common]
-    theirs = [arguments.timm, str(ROOT / "tests" / "benchmarks" / "predict_timm.py"), *common]
+    theirs = [arguments.timm, str(ROOT / "tests" / "benchmarks" / "peers" / "timm_predict.py"), *common]
     theirs += [f"--model={config['model']['name']}", f"--image_size={config['image_size']}"]
     workers = [int(number) for number in arguments.workers.split(",")]
     rounds: dict[int, list[tuple[dict, dict]]] = {number: [] for number in workers}

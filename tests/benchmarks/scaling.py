@@ -29,8 +29,7 @@ from configs import hpa
 from input_pipeline import prepare, simulate
 from input_pipeline.dataset import open_dataset
 from research import study
-from research.scale import program
-from research.training import sharding
+from research.training import program, sharding
 from research.training.loop import Training
 from research.training.signals import StopSignal
 

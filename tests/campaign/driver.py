@@ -196,14 +196,19 @@ def main() -> int:
     return interruption_driver.main()
 
 
-if __name__ == "__main__":
+def leave(run) -> None:
+    """Runs a `main` and leaves as the product does."""
     from input_pipeline import cli
     from research.training.signals import EXIT_STOPPED, Stopped
     from tests import interruption_driver
 
     interruption_driver.say("start")
     try:
-        cli.run(main)
+        cli.run(run)
     except Stopped:
         sys.stdout.flush()
         os._exit(EXIT_STOPPED)
+
+
+if __name__ == "__main__":
+    leave(main)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 
 from tests.campaign import driver
 
@@ -30,13 +29,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from input_pipeline import cli
-    from research.training.signals import EXIT_STOPPED, Stopped
-    from tests import interruption_driver
-
-    interruption_driver.say("start")
-    try:
-        cli.run(main)
-    except Stopped:
-        sys.stdout.flush()
-        os._exit(EXIT_STOPPED)
+    driver.leave(main)

@@ -1,6 +1,6 @@
 """What must hold of the parsers for every input that hypothesis can think of?
 
-    python -m pytest -m slow tests/campaign/test_properties.py
+python -m pytest -m slow tests/campaign/test_properties.py
 """
 
 import csv

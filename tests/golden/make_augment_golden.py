@@ -48,9 +48,7 @@ SMALL = random.integers(0, 256, (2, 13, 17, 3)).astype(np.uint8)
 LARGE = np.stack(
     [
         (40 + 60 * random.beta(2, 5, (29, 31, 3))).astype(np.uint8),
-        np.concatenate([random.binomial(255, 0.3, (29, 31, 2)), np.full((29, 31, 1), 77)], axis=-1).astype(
-            np.uint8
-        ),
+        np.concatenate([random.binomial(255, 0.3, (29, 31, 2)), np.full((29, 31, 1), 77)], axis=-1).astype(np.uint8),
     ]
 )
 
@@ -90,9 +88,7 @@ def geometry() -> dict[str, np.ndarray]:
         for angle, x, y, scale, *shear in parameters.tolist():
             # fill=None is black, too. An explicit fill=0 multiplies bilinear border pixels by their weight
             # twice.
-            outputs.append(
-                F.affine(real(SMALL), angle, [int(x), int(y)], scale, shear, interpolation, fill=None)
-            )
+            outputs.append(F.affine(real(SMALL), angle, [int(x), int(y)], scale, shear, interpolation, fill=None))
         result[f"affine_{mode}"] = np.stack([array(output) for output in outputs])
         result[f"rotate_{mode}"] = array(F.rotate(real(SMALL), 27.4, interpolation))
     result["rotate_angle"] = np.array(27.4)
@@ -107,9 +103,7 @@ def geometry() -> dict[str, np.ndarray]:
     angle = math.radians(62.5)
     y, x = torch.meshgrid(torch.arange(13.0) - 6.0, torch.arange(17.0) - 8.0, indexing="ij")
     cosine, sine = math.cos(angle), math.sin(angle)
-    source = torch.stack(
-        [cosine * x - sine * y, sine * x + cosine * y], dim=-1
-    )  # counter-clockwise, as F.rotate
+    source = torch.stack([cosine * x - sine * y, sine * x + cosine * y], dim=-1)  # counter-clockwise, as F.rotate
     grid = (source / torch.tensor([8.5, 6.5])).expand(2, -1, -1, -1)
     for mode in ("nearest", "bilinear"):
         output = torch.nn.functional.grid_sample(
@@ -125,9 +119,7 @@ def color() -> dict[str, np.ndarray]:
     for name in ("brightness", "contrast", "saturation", "sharpness"):
         adjust = getattr(F, f"adjust_{name}")
         for suffix, images in (("", SMALL), ("_grey", SMALL[..., :1])):
-            result[name + suffix] = np.stack(
-                [array(adjust(real(images), factor)) for factor in (0.0, 0.35, 1.0, 1.8)]
-            )
+            result[name + suffix] = np.stack([array(adjust(real(images), factor)) for factor in (0.0, 0.35, 1.0, 1.8)])
     result["shifts"] = np.array([-0.5, -0.13, 0.0, 0.29], np.float32)
     flat = SMALL.copy()
     flat[:, :4] = flat[:, :4, :, :1]  # grey pixels have no hue
@@ -145,9 +137,7 @@ def color() -> dict[str, np.ndarray]:
     result["jitter"] = np.stack(outputs)
     result["posterize"] = np.stack([array(F.posterize(tensor(LARGE), bits)) for bits in range(9)])
     result["thresholds"] = np.array([0.0, 76.5, 128.0, 255.0])
-    result["solarize"] = np.stack(
-        [array(F.solarize(tensor(LARGE), t)) for t in result["thresholds"].tolist()]
-    )
+    result["solarize"] = np.stack([array(F.solarize(tensor(LARGE), t)) for t in result["thresholds"].tolist()])
     for name in ("autocontrast", "equalize"):
         result[name] = array(getattr(F, name)(tensor(LARGE)))
         result[f"{name}_grey"] = array(getattr(F, name)(tensor(LARGE[..., :1])))
@@ -169,18 +159,14 @@ def auto() -> dict[str, np.ndarray]:
         greatest = {"Rotate": 28.7, "TranslateX": 7.7, "TranslateY": 5.9}.get(name, 0.7)
         for magnitude in (greatest, -0.6 * greatest):
             output = (
-                operator._apply_image_or_video_transform(
-                    real(SMALL), name, magnitude, v2.InterpolationMode.NEAREST, {}
-                )
+                operator._apply_image_or_video_transform(real(SMALL), name, magnitude, v2.InterpolationMode.NEAREST, {})
                 if name != "Identity"
                 else real(SMALL)
             )
             numbers.append(number)
             magnitudes.append(magnitude)
             moved.append(array(output))
-    result.update(
-        numbers=np.array(numbers), magnitudes=np.array(magnitudes, np.float32), moved=np.stack(moved)
-    )
+    result.update(numbers=np.array(numbers), magnitudes=np.array(magnitudes, np.float32), moved=np.stack(moved))
     toned = []
     tone_magnitudes = {"Posterize": 3.0, "Solarize": 0.3, "AutoContrast": 0.0, "Equalize": 0.0}
     for name, magnitude in tone_magnitudes.items():
@@ -268,9 +254,7 @@ def draw() -> dict[str, np.ndarray]:
         rows["erase"].append([0, 0, 0, 0] if none else [drawn[name] for name in "ijhw"])
         with Numbers(result["jitter"][row]):
             drawn = jitter.make_params(image)
-        rows["jitter"].append(
-            [drawn[f"{name}_factor"] for name in ("brightness", "contrast", "saturation", "hue")]
-        )
+        rows["jitter"].append([drawn[f"{name}_factor"] for name in ("brightness", "contrast", "saturation", "hue")])
         with Numbers((), result["mix"][row, [4, 3]]):
             share = torch.tensor(float(result["share"][row]))
             with unittest.mock.patch.object(cutmix._dist, "sample", lambda _, share=share: share):

@@ -64,9 +64,7 @@ def test_segmentation_follows_what_moves_and_nothing_else(golden):
     assert followed.dtype == jnp.int32
     np.testing.assert_array_equal(followed[moving], np.asarray(moved)[moving, ..., 0])
     assert np.any(np.asarray(followed[1:6]) != np.asarray(segmentation[1:6]), axis=(1, 2)).all()
-    np.testing.assert_array_equal(
-        followed[auto.NUMBER["Brightness"] :], segmentation[auto.NUMBER["Brightness"] :]
-    )
+    np.testing.assert_array_equal(followed[auto.NUMBER["Brightness"] :], segmentation[auto.NUMBER["Brightness"] :])
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])

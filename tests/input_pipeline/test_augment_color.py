@@ -75,9 +75,7 @@ def test_jitter_parameters_are_those_of_torchvision_for_the_same_numbers():
 
 def test_orders_are_uniform_permutations_of_what_is_on():
     fraction = jax.random.uniform(jax.random.key(5), (4800, 5))
-    order = np.asarray(
-        color.draw_jitter(fraction, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1).order
-    )
+    order = np.asarray(color.draw_jitter(fraction, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1).order)
     _, count = np.unique(order, axis=0, return_counts=True)
     assert len(count) == 24
     assert np.sum((count - 200) ** 2 / 200) < 49.7  # chi-squared, 23 degrees of freedom, p = 0.001

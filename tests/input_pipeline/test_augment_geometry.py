@@ -88,9 +88,7 @@ def test_flips_before_an_affine_map_are_folded_into_it(golden):
 def test_resized_crop_equals_torchvision(golden):
     for box, expected in zip(golden["crop"], golden["crop_bilinear"], strict=True):
         crop = geometry.Crop(*(jnp.full(2, side, jnp.float32) for side in box))
-        ours = warp(
-            golden["images"], geometry.identity_matrix(2), crop, interpolation="bilinear", fill="constant"
-        )
+        ours = warp(golden["images"], geometry.identity_matrix(2), crop, interpolation="bilinear", fill="constant")
         np.testing.assert_allclose(ours, expected, atol=0.02)
 
 
@@ -100,9 +98,7 @@ def test_reflection_repeats_when_the_map_leaves_the_image_far():
     wide = np.pad(image, ((0, 0), (0, 0), (9, 9), (0, 0)), mode="symmetric")
     for start in (0, 5, 10, 15):
         part = x[..., start : start + 5]
-        ours = geometry.sample(
-            jnp.asarray(image), jnp.zeros_like(part), part, interpolation="nearest", fill="reflect"
-        )
+        ours = geometry.sample(jnp.asarray(image), jnp.zeros_like(part), part, interpolation="nearest", fill="reflect")
         np.testing.assert_array_equal(np.asarray(ours)[0, 0, :, 0], wide[0, 0, start : start + 5, 0])
 
 
@@ -120,9 +116,7 @@ def test_dihedral_by_selection_by_numpy_and_by_map_agree(element):
     np.testing.assert_array_equal(selected[1], images[1])
     matrix = geometry.after_dihedral(geometry.identity_matrix(2), dihedral)
     for interpolation in ("nearest", "bilinear"):
-        np.testing.assert_array_equal(
-            warp(images, matrix, interpolation=interpolation, fill="constant"), selected
-        )
+        np.testing.assert_array_equal(warp(images, matrix, interpolation=interpolation, fill="constant"), selected)
 
 
 def test_composition_equals_one_map_after_the_other():
@@ -132,9 +126,7 @@ def test_composition_equals_one_map_after_the_other():
     dihedral = geometry.Dihedral(jnp.array([True]), jnp.array([False]), jnp.array([True]))
     affine = affine_matrix(affine_of([[17.0, 1, -1, 1.1, 4.0, 0]]))
     crop = geometry.Crop(*(jnp.full(1, side, jnp.float32) for side in (6, 5, 9, 11)))
-    one = warp(
-        ramp, geometry.after_dihedral(affine, dihedral), crop, interpolation="bilinear", fill="reflect"
-    )
+    one = warp(ramp, geometry.after_dihedral(affine, dihedral), crop, interpolation="bilinear", fill="reflect")
     steps = np.asarray(geometry.apply_dihedral(jnp.asarray(ramp), dihedral))
     steps = warp(steps, affine, interpolation="bilinear", fill="reflect")
     steps = warp(steps, geometry.identity_matrix(1), crop, interpolation="bilinear", fill="reflect")
@@ -157,9 +149,7 @@ def test_affine_parameters_are_those_of_torchvision_for_the_same_numbers(drawn):
     np.testing.assert_allclose(ours, drawn["affine_drawn"], atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "name, size, scale", [("crop", (13, 17), (0.3, 1.0)), ("hard_crop", (29, 11), (0.9, 1.0))]
-)
+@pytest.mark.parametrize("name, size, scale", [("crop", (13, 17), (0.3, 1.0)), ("hard_crop", (29, 11), (0.9, 1.0))])
 def test_crops_are_those_of_torchvision_for_the_same_numbers(drawn, name, size, scale):
     draw = jax.jit(lambda fraction: geometry.draw_crop(fraction, *size, scale))
     ours = np.column_stack(draw(drawn["crop"]))
@@ -170,9 +160,7 @@ def test_dihedral_elements_are_drawn_evenly():
     fraction = jax.random.uniform(jax.random.key(3), (4000, 3))
     all_off = {"flip_horizontal": False, "flip_vertical": False}
     drawn = geometry.draw_dihedral(fraction, **all_off, dihedral=True, square=True)
-    count = np.bincount(
-        np.asarray(drawn.transpose) * 4 + drawn.flip_horizontal * 2 + drawn.flip_vertical, minlength=8
-    )
+    count = np.bincount(np.asarray(drawn.transpose) * 4 + drawn.flip_horizontal * 2 + drawn.flip_vertical, minlength=8)
     assert np.sum((count - 500) ** 2 / 500) < 24.3  # chi-squared, 7 degrees of freedom, p = 0.001
     oblong = geometry.draw_dihedral(fraction, **all_off, dihedral=True, square=False)
     assert not np.any(oblong.transpose)

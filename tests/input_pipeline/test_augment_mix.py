@@ -41,9 +41,7 @@ def test_mixing_equals_torchvision(golden, name, cut, own):
 def test_segmentation_takes_the_pasted_box(golden):
     segmentation = jnp.asarray(np.arange(4 * 7 * 9).reshape(4, 7, 9), jnp.int32)
     mix = mix_of(golden, cut=True, own=1 - 18 / 63)
-    _, _, pasted = mixing.apply_mix(
-        jnp.asarray(golden["images"]), jnp.asarray(golden["labels"]), segmentation, mix
-    )
+    _, _, pasted = mixing.apply_mix(jnp.asarray(golden["images"]), jnp.asarray(golden["labels"]), segmentation, mix)
     expected = np.array(segmentation)
     expected[:, 1:4, 2:8] = np.roll(expected, 1, axis=0)[:, 1:4, 2:8]
     np.testing.assert_array_equal(pasted, expected)
@@ -53,9 +51,7 @@ def test_erasing_equals_torchvision(golden):
     box = mixing.Erase(*(jnp.full(4, side) for side in golden["erase_box"]))
     np.testing.assert_array_equal(mixing.apply_erase(jnp.asarray(golden["images"]), box), golden["erased"])
     nothing = box._replace(height=jnp.zeros(4, jnp.int32))
-    np.testing.assert_array_equal(
-        mixing.apply_erase(jnp.asarray(golden["images"]), nothing), golden["images"]
-    )
+    np.testing.assert_array_equal(mixing.apply_erase(jnp.asarray(golden["images"]), nothing), golden["images"])
 
 
 def test_erased_boxes_are_those_of_torchvision_for_the_same_numbers(drawn):
@@ -98,9 +94,7 @@ def test_shares_follow_the_beta_distribution(alpha):
     # Points, not the sample: float32 rounds tiny shares to 0, which a Kolmogorov-Smirnov test would count.
     for point in (0.01, 0.05, 0.2, 0.5, 0.7, 0.95, 0.99):
         expected = stats.beta.cdf(point, alpha, alpha)
-        assert (
-            abs(np.mean(sample <= point) - expected) < 4 * np.sqrt(expected * (1 - expected) / 20000) + 1e-9
-        )
+        assert abs(np.mean(sample <= point) - expected) < 4 * np.sqrt(expected * (1 - expected) / 20000) + 1e-9
 
 
 def test_partners_skip_padding_wherever_it_is():

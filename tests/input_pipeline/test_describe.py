@@ -36,9 +36,7 @@ def multi_label(tmp_path_factory):
     folder = tmp_path_factory.mktemp("describe")
     labels = [[0], [0], [0, 2], [0, 2], [1], [2], [0, 1, 2], [], [0], [], []]
     roles = ["train"] * 6 + ["validation", "test", "test", "unlabelled", "unlabelled"]
-    record_sets.write_dataset(
-        folder / "tiny", 11, class_names=NAMES, multi_label=True, labels=labels, roles=roles
-    )
+    record_sets.write_dataset(folder / "tiny", 11, class_names=NAMES, multi_label=True, labels=labels, roles=roles)
     dataset = open_dataset(folder / "tiny")
     summary = describe.describe(dataset, folder / "out", most=0)
     return dataset, folder / "out", summary

@@ -100,9 +100,7 @@ def test_evaluation_sees_each_example_once_in_order(dataset, batch_size, process
     indices = np.array([16, 3, 4, 0, 11, 9, 8])
     parts = [
         list(
-            loader.eval_batches(
-                dataset, indices, batch_size, SIZE, process_index=i, process_count=processes, pad_to=2
-            )
+            loader.eval_batches(dataset, indices, batch_size, SIZE, process_index=i, process_count=processes, pad_to=2)
         )
         for i in range(processes)
     ]

@@ -139,9 +139,7 @@ def test_a_constant_channel_of_the_dataset_is_centred_only():
         ),
         (lambda: normalize.dataset_statistics([]), "no training image"),
         (
-            lambda: normalize.dataset_statistics(
-                [np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2, 1), np.uint8)]
-            ),
+            lambda: normalize.dataset_statistics([np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2, 1), np.uint8)]),
             "3 and 1",
         ),
         (lambda: normalize.dataset_statistics([np.zeros((2, 2, 3), np.float32)]), "uint8 or uint16"),

@@ -53,7 +53,7 @@ def test_bytes_of_a_record(tmp_path):
     with records.RecordWriter(path) as writer:
         writer.write(b"hello")
     # What tf.io.TFRecordWriter of TensorFlow 2.21.0 writes for the one record "hello".
-    assert path.read_bytes() == bytes.fromhex("0500000000000000" "eab2043e" "68656c6c6f" "bb1f1c19")
+    assert path.read_bytes() == bytes.fromhex("0500000000000000eab2043e68656c6c6fbb1f1c19")
 
 
 def test_grain_reads_what_was_written(directory):

@@ -261,9 +261,7 @@ def test_sources_in_a_store(tmp_path):
         source.read("a/1.png")
 
 
-@pytest.mark.skipif(
-    not (importlib.util.find_spec("s3fs") and object_store.SERVER), reason="needs s3fs and moto_server"
-)
+@pytest.mark.skipif(not (importlib.util.find_spec("s3fs") and object_store.SERVER), reason="needs s3fs and moto_server")
 def test_a_store_that_speaks_s3(tmp_path):
     files.class_folders(tmp_path / "raw", 9)
     prepare.prepare("folder", tmp_path / "raw", tmp_path / "out", workers=1)

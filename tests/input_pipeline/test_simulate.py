@@ -103,15 +103,11 @@ def test_folder_layout(tmp_path):
     ]
     rows = read_csv(folder / "train.csv")
     assert list(rows[0]) == ["Image", "Label"] and len(rows) == 13
-    assert {row["Image"] + ".png" for row in rows} == {
-        path.name for path in (folder / "train/train").iterdir()
-    }
+    assert {row["Image"] + ".png" for row in rows} == {path.name for path in (folder / "train/train").iterdir()}
     assert all(set(row["Label"].split(" ")) <= set("0123456789") for row in rows)
     submission = read_csv(folder / "submission.csv")
     assert [row["Label"] for row in submission] == ["0"] * 3
-    assert {row["Image"] + ".png" for row in submission} == {
-        path.name for path in (folder / "test/test").iterdir()
-    }
+    assert {row["Image"] + ".png" for row in submission} == {path.name for path in (folder / "test/test").iterdir()}
     # Width, height, 8 bits, colour type 2 (RGB) from the PNG header.
     header = (folder / "train/train" / f"{rows[0]['Image']}.png").read_bytes()[:29]
     assert header[:8] == b"\x89PNG\r\n\x1a\n"

@@ -8,7 +8,7 @@ import pytest
 
 from configs import hpa
 from research import study
-from research.scale import program
+from research.training import program
 
 # The least image of a model, where 32 pixels are too few; batch of 3, so that nothing divides.
 QUICK = {"simple_cnn": 16, "resnet18": 32}

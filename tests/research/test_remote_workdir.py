@@ -16,7 +16,7 @@ from research.remote import generations, mirror, snapshot
 from research.remote.generations import LOCK, Pusher, pull
 from research.remote.lock import Lock, LostLock, lease
 from research.remote.snapshot import Restless, Snapshots
-from research.scale import cluster
+from research.training import cluster
 from research.training.signals import Stopped
 from tests.research.memory_store import MemoryStore, Owner, read, state, write
 

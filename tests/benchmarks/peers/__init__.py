@@ -1,1 +1,1 @@
-"""Training steps of other libraries; each file is run by that library's own Python and imports nothing from here."""
+"""Training steps and predictions of other libraries; each script is run by that library's own Python."""

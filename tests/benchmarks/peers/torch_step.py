@@ -16,22 +16,8 @@ import time
 
 import numpy as np
 import torch
-
-try:
-    import torchvision  # noqa: F401  (as timm needs it)
-except RuntimeError:  # torchvision's operators do not load beside a CPU build of torch; their names are enough for timm
-    pass
-if not hasattr(torch.ops.torchvision, "nms"):
-    _OPERATORS = torch.library.Library("torchvision", "DEF")
-    _OPERATORS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    for _name in ("qnms", "roi_align", "_roi_align_backward", "ps_roi_align", "_ps_roi_align_backward", "roi_pool"):
-        _OPERATORS.define(f"{_name}(Tensor x) -> Tensor")
-    for _name in ("_roi_pool_backward", "ps_roi_pool", "_ps_roi_pool_backward", "deform_conv2d"):
-        _OPERATORS.define(f"{_name}(Tensor x) -> Tensor")
-    _OPERATORS.define("_deform_conv2d_backward(Tensor x) -> Tensor")
-
-import timm  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import save_file
+from timm_alone import timm
 
 NAMES = {"xception": "legacy_xception"}
 

@@ -19,9 +19,7 @@ def test_majority_and_prevalence_of_one_class_equal_scikit_learns_dummies():
     np.testing.assert_allclose(found.scores[:, :3], dummy.predict_proba(np.zeros((5, 1))))
     assert found.scores[0, 3] == 0
     guessed = baselines.prevalence(labels, 20_001, 4, False, seed=3)
-    np.testing.assert_allclose(
-        np.bincount(guessed.predicted, minlength=4) / 20_001, found.scores[0], atol=0.015
-    )
+    np.testing.assert_allclose(np.bincount(guessed.predicted, minlength=4) / 20_001, found.scores[0], atol=0.015)
     assert np.array_equal(guessed.predicted, baselines.prevalence(labels, 20_001, 4, False, seed=3).predicted)
 
 

@@ -70,9 +70,7 @@ def test_the_reliability_table_adds_up_to_the_calibration_error(multi_label):
     assert len(table) == 15 and table[0]["lower"] == 0 and table[-1]["upper"] == 1
     total = sum(row["count"] for row in table)
     assert total == (scores.size if multi_label else len(scores))
-    error = sum(
-        row["count"] / total * abs(row["accuracy"] - row["confidence"]) for row in table if row["count"]
-    )
+    error = sum(row["count"] / total * abs(row["accuracy"] - row["confidence"]) for row in table if row["count"])
     assert error == pytest.approx(metrics.evaluate(scores, labels, multi_label)["ece"], abs=1e-12)
     empty = [row for row in table if not row["count"]]
     assert all(np.isnan(row["accuracy"]) for row in empty)

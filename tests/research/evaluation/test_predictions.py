@@ -31,9 +31,7 @@ NAMES = ["Golgi, apparatus", 'the "other"', "=class"]
 
 def logits(num_examples, num_classes=3):
     generator = np.random.default_rng(0)
-    values = generator.normal(0, 1, (num_examples, num_classes)) * 10.0 ** generator.integers(
-        -30, 30, num_classes
-    )
+    values = generator.normal(0, 1, (num_examples, num_classes)) * 10.0 ** generator.integers(-30, 30, num_classes)
     return values.astype(np.float32)
 
 
@@ -68,9 +66,7 @@ def test_pandas_reads_the_file_too(tmp_path):
     pandas = pytest.importorskip("pandas")
     path = tmp_path / "p.csv"
     values = logits(3)
-    predictions.write(
-        path, ["1", "02", "x,y"], ["g", "g", "h"], np.array([0, 2, 1]), values, list("abc"), fold=4
-    )
+    predictions.write(path, ["1", "02", "x,y"], ["g", "g", "h"], np.array([0, 2, 1]), values, list("abc"), fold=4)
     table = pandas.read_csv(path, dtype={"id": str})
     assert table["id"].tolist() == ["1", "02", "x,y"] and table["fold"].tolist() == [4, 4, 4]
     np.testing.assert_array_equal(table[["logit_a", "logit_b", "logit_c"]].to_numpy(np.float32), values)

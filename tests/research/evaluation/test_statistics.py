@@ -38,9 +38,7 @@ def equal(actual, expected):
 def test_a_replicate_is_whole_groups_drawn_with_replacement(single):
     _, _, groups = single
     seen = []
-    statistics.cluster_bootstrap(
-        lambda indices: seen.append(np.bincount(indices, minlength=71)) or 0.0, groups, 50, 3
-    )
+    statistics.cluster_bootstrap(lambda indices: seen.append(np.bincount(indices, minlength=71)) or 0.0, groups, 50, 3)
     assert len(seen) == 50
     for counts in seen:
         drawn = [set(counts[groups == group]) for group in np.unique(groups)]
@@ -107,9 +105,7 @@ def test_per_class_intervals_equal_the_plain_bootstrap(multi):
 def test_differences_are_paired(single):
     labels, predicted, groups = single
     rival = np.zeros_like(labels)
-    fast = statistics.difference_intervals(labels, predicted, rival, 3, False, groups, n=80, seed=4)[
-        "accuracy"
-    ]
+    fast = statistics.difference_intervals(labels, predicted, rival, 3, False, groups, n=80, seed=4)["accuracy"]
 
     def plain(indices):
         return np.mean(predicted[indices] == labels[indices]) - np.mean(labels[indices] == 0)
@@ -142,9 +138,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     covered = 0
     for trial in range(200):
         predicted = (generator.random(150) >= 0.7).astype(int)
-        low, high = statistics.metric_intervals(np.zeros(150, int), predicted, 2, False, n=300, seed=trial)[
-            "accuracy"
-        ]
+        low, high = statistics.metric_intervals(np.zeros(150, int), predicted, 2, False, n=300, seed=trial)["accuracy"]
         covered += low <= 0.7 <= high
     assert 0.89 <= covered / 200 <= 0.99
 

@@ -18,7 +18,11 @@ def trial(simulated):
     config = types.SimpleNamespace(image_size=19, data=data)
     return types.SimpleNamespace(
         picture=None,
-        dataset=simulated, config=config, channels=simulated.channels, threads=1, num_classes=simulated.num_classes
+        dataset=simulated,
+        config=config,
+        channels=simulated.channels,
+        threads=1,
+        num_classes=simulated.num_classes,
     )
 
 

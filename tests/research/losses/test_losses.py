@@ -37,9 +37,7 @@ def test_softmax_cross_entropy_equals_scikit_learn_and_the_smoothed_formula(data
     from sklearn.metrics import log_loss
 
     logits, _, one = data
-    expected = [
-        log_loss([np.argmax(t)], [softmax(z)], labels=range(K)) for z, t in zip(logits, one, strict=True)
-    ]
+    expected = [log_loss([np.argmax(t)], [softmax(z)], labels=range(K)) for z, t in zip(logits, one, strict=True)]
     close(call("softmax_cross_entropy", logits, one), expected)
     smoothed = one * 0.8 + 0.2 / K
     close(
@@ -143,9 +141,7 @@ def test_soft_f1_equals_the_studys_formula_and_leaves_padding_out(data):
     class_weights = np.linspace(0.5, 2, K)
     compiled = jax.jit(loss.fn)
     close(compiled(logits, many, weights), soft_f1_by_loops(logits, many, weights))
-    close(
-        compiled(logits, many, weights, class_weights), soft_f1_by_loops(logits, many, weights, class_weights)
-    )
+    close(compiled(logits, many, weights, class_weights), soft_f1_by_loops(logits, many, weights, class_weights))
     padded = np.concatenate([logits, np.full((2, K), np.nan)])
     targets, valid = np.concatenate([many, np.ones((2, K))]), np.append(np.ones(B), [0, 0])
     close(compiled(padded, targets, valid), soft_f1_by_loops(logits, many, np.ones(B)))

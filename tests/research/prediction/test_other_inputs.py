@@ -18,20 +18,10 @@ from input_pipeline.dataset import open_dataset
 from research import predict
 from research.prediction import commands, expression
 from research.prediction.model import Model
-from research.training import sharding
-from research.training.signals import StopSignal
 from tests.research.prediction import runs
 from tests.research.prediction.test_predict import numbers, saved, table
 
 SAMPLES, GENES = 60, 23
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    """One device, as the runs were trained, and no signal handlers."""
-    monkeypatch.setattr(StopSignal, "install", lambda self: None)
-    whole = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda devices=None: whole(devices or jax.devices()[:1]))
 
 
 @pytest.fixture(scope="module")

@@ -23,20 +23,9 @@ from research.evaluation import predictions, score
 from research.prediction import inputs
 from research.prediction.model import Model
 from research.runs import read_config
-from research.training import sharding
 from research.training.signals import Stopped, StopSignal
 from tests.research.prediction import runs
 from tests.running import ENVIRONMENT, ROOT
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    """One device, as the runs were trained, and no signal handlers."""
-    import jax
-
-    monkeypatch.setattr(StopSignal, "install", lambda self: None)
-    whole = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda devices=None: whole(devices or jax.devices()[:1]))
 
 
 @pytest.fixture(scope="module")

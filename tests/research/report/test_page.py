@@ -12,7 +12,7 @@ import pytest
 from input_pipeline import plotting
 from research.report import markup, page
 
-EVIL = '<script>alert("x")</script>\' onload=\'y'
+EVIL = "<script>alert(\"x\")</script>' onload='y"
 
 
 class Reader(html.parser.HTMLParser):

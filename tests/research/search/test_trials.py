@@ -86,7 +86,7 @@ def test_mistakes_are_one_sentence(sources, words):
 def test_csv_of_trials(tmp_path):
     sheet = tmp_path / "trials.csv"
     sheet.write_text(
-        'name,optimizer.learning_rate,model.head,optimizer.name,data.augment.dihedral\n'
+        "name,optimizer.learning_rate,model.head,optimizer.name,data.augment.dihedral\n"
         'first,0.001,"[512, 64]",adamw,TRUE\n,1e-2,"(8,)",,\n\n'
     )
     first, second = sets(sheet=str(sheet))

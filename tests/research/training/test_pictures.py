@@ -100,6 +100,7 @@ def test_trials_that_draw_alike_share_a_picture(dataset):
     ({"evaluation.tta": "flips"}, "tta"),
     ({"data.layout.name": "chromosome"}, "positions"),
     ({"data.layout.name": "chromosome", "data.layout.positions": "nowhere.csv"}, "nowhere.csv"),
+    ({"image_size": 10}, "image_size = 10 would leave out genes of a layout of 11"),
     ({"model.name": "unet"}, "masks"),
 ])  # fmt: skip
 def test_settings_without_sense_are_refused(dataset, changes, words):

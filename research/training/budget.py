@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.cli import UserError
 from input_pipeline.loader import available_bytes
-from research.scale import cluster, program
-from research.training import build
+from research.training import build, cluster, program
 from research.training.signals import StopSignal
 
 # Of the device's memory; a step that needs more than this may fail by fragmentation.

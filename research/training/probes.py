@@ -27,8 +27,7 @@ from input_pipeline import augment, plotting
 from input_pipeline.cli import UserError, atomic_write, progress
 from input_pipeline.loader import stage, train_batches
 from input_pipeline.sampling import Sampler
-from research.scale import budget, cluster, program
-from research.training import begin, build, inference, sharding, steps
+from research.training import begin, budget, build, cluster, inference, program, sharding, steps
 from research.training.phases import phases
 from research.training.signals import StopSignal
 

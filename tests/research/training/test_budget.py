@@ -10,8 +10,7 @@ import pytest
 from configs import hpa
 from input_pipeline.cli import UserError
 from research import study
-from research.scale import budget, program
-from research.training import sharding
+from research.training import budget, program, sharding
 from research.training.loop import Training
 from research.training.signals import StopSignal
 

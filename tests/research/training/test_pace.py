@@ -10,9 +10,8 @@ from configs import hpa
 from input_pipeline.cli import UserError
 from research import study
 from research.models.flops import flops
-from research.scale import pace
 from research.settings import validate
-from research.training import build, sharding
+from research.training import build, pace, sharding
 from research.training.loop import Training
 from research.training.signals import StopSignal
 

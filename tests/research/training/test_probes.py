@@ -7,8 +7,7 @@ import numpy as np
 
 from configs import hpa
 from research import study
-from research.scale import probes
-from research.training import sharding
+from research.training import probes, sharding
 from research.training.signals import StopSignal
 
 

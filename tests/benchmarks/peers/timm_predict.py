@@ -1,6 +1,6 @@
 """How many images a second does a timm model do in PyTorch, channels last? Prints one line of JSON.
 
-    TORCH_PYTHON predict_timm.py --model=resnet18 --image_size=224 --images=DIR --count=512 --batch_size=32 --workers=2
+    TORCH_PYTHON timm_predict.py --model=resnet18 --image_size=224 --images=DIR --count=512 --batch_size=32 --workers=2
 
 `whole`: from the start of the process to the last row; `steady`: behind the first two batches; `processor`: the same by
 a second of the processor's time, that of the workers included.
@@ -13,22 +13,8 @@ import pathlib
 import time
 
 import torch
-
-try:
-    import torchvision  # noqa: F401  (as timm needs it)
-except RuntimeError:  # torchvision's operators do not load beside a CPU build of torch; their names are enough for timm
-    pass
-if not hasattr(torch.ops.torchvision, "nms"):
-    _OPERATORS = torch.library.Library("torchvision", "DEF")
-    _OPERATORS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    for _name in ("qnms", "roi_align", "_roi_align_backward", "ps_roi_align", "_ps_roi_align_backward", "roi_pool"):
-        _OPERATORS.define(f"{_name}(Tensor x) -> Tensor")
-    for _name in ("_roi_pool_backward", "ps_roi_pool", "_ps_roi_pool_backward", "deform_conv2d"):
-        _OPERATORS.define(f"{_name}(Tensor x) -> Tensor")
-    _OPERATORS.define("_deform_conv2d_backward(Tensor x) -> Tensor")
-
-import timm  # noqa: E402
-from PIL import Image  # noqa: E402
+from PIL import Image
+from timm_alone import timm
 
 ENDINGS = (".jpg", ".jpeg", ".png")
 

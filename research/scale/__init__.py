@@ -1,1 +1,0 @@
-"""What a training needs on many devices and hosts, and how it is measured and dimensioned."""
