@@ -44,6 +44,7 @@ def default() -> ConfigDict:
     config.profile = ""  # steps traced for TensorBoard and XProf, such as "10:20"
     config.learning_rate_finder = False  # instead of a training: which learning rates the first trial could have
     config.overfit_one_batch = False  # instead of a training: can the first trial learn one batch by heart?
+    config.remat = False  # compute blocks again for the backward pass: less memory, more time
     config.shard_parameters = ()  # regular expressions of parameter paths to be split over the devices
     config.evaluation = ConfigDict(
         {

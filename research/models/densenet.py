@@ -158,6 +158,8 @@ class DenseLayer(nn.Module):
 
     form: Form
 
+    is_block = True  # see `remat`
+
     @nn.compact
     def __call__(self, maps: Maps, *, train: bool) -> jax.Array:
         """Gives the new map `[B, H, W, 32]`."""
@@ -187,6 +189,8 @@ class Transition(nn.Module):
     """BatchNorm, ReLU, 1x1 convolution to half the channels, 2x2 average pool."""
 
     form: Form
+
+    is_block = True  # see `remat`
 
     @nn.compact
     def __call__(self, maps: Maps, *, train: bool) -> jax.Array:

@@ -151,6 +151,8 @@ class InvertedResidual(nn.Module):
     expansion: int
     drop_path: float | jax.Array
 
+    is_block = True  # see `remat`
+
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Takes `[B, H, W, C]`.

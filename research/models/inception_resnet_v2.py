@@ -80,6 +80,8 @@ class Mixed(nn.Module):
     pool_features: int
     layer: Callable[..., nn.Module]
 
+    is_block = True  # see `remat`
+
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
         """Takes `[B, H, W, C]`; keeps the size if it pools by mean, halves it if by maximum."""
@@ -99,6 +101,8 @@ class ResidualBlock(nn.Module):
     scale: float
     relu: bool
     layer: Callable[..., nn.Module]
+
+    is_block = True  # see `remat`
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:

@@ -95,6 +95,8 @@ class Mixed(nn.Module):
     count_padding: bool
     layer: Callable[..., nn.Module]
 
+    is_block = True  # see `remat`
+
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
         """Takes `[B, H, W, C]`; keeps the size with a `branch_pool`, halves it (rounding down) without."""

@@ -72,6 +72,8 @@ class ConvBatchNorm(nn.Module):
     activation: str = "relu"
     kernel_init: Initializer = GLOROT_UNIFORM
 
+    is_block = True  # see `remat`
+
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
         """Takes `[B, H, W, C]`, gives `[B, h, w, features]`."""

@@ -76,6 +76,8 @@ class ResidualBlock(nn.Module):
     bottleneck: bool
     form: Form
 
+    is_block = True  # see `remat`
+
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
         """Takes `[B, H, W, C]`, gives `[B, ceil(H / stride), ceil(W / stride), width or 4 * width]`."""

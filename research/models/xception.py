@@ -40,6 +40,8 @@ class SeparableConvBatchNorm(nn.Module):
     epsilon: float
     activation: str
 
+    is_block = True  # see `remat`
+
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
         """Takes `[B, H, W, C]`, gives `[B, H, W, features]`."""

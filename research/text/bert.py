@@ -122,6 +122,8 @@ class Block(nn.Module):
     sizes: Sizes
     dropout: float | jax.Array
 
+    is_block = True  # see `remat`
+
     @nn.compact
     def __call__(self, inputs: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
         width, wide, epsilon = self.sizes.width, self.sizes.intermediate, self.sizes.epsilon

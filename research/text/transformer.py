@@ -32,6 +32,8 @@ class Block(nn.Module):
     heads: int
     dropout: float | jax.Array
 
+    is_block = True  # see `remat`
+
     @nn.compact
     def __call__(self, inputs: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
         width = inputs.shape[-1]

@@ -201,6 +201,7 @@ def build_parts(trial: Trial, phase: Phase, layers: freezing.Layers, mesh) -> St
         multi_label=bool(trial.task.targets(trial.dataset)),
         task=trial.task,
         accumulate=config.optimizer.accumulate,
+        remat=config.remat,
         ema=config.optimizer.ema,
         factors=optimizers.factors(layers, config.optimizer),
         penalties=optimizers.penalties(layers, config.optimizer),

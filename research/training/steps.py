@@ -1,5 +1,6 @@
 """The pure functions that are compiled: one training step and one evaluation step of one model."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from research.models import remat
 from research.models.lowering import on_cpu
 from research.training import task as tasks
 from research.training.state import Flat, TrainState, flatten, nest, zero_sums
@@ -29,6 +31,7 @@ class StepParts:
       batch_size, num_classes, multi_label: the global batch B, K, and the kind of targets.
       task: whether the images are classified or their pixels; targets and logits of pixels are `[B, H, W, K]`.
       accumulate: micro-batches per step; B must be a multiple of it.
+      remat: whether blocks are computed again for the backward pass, see `research.models.remat`.
       ema: decay of the averaged weights, 0 = off.
       factors: by path, what multiplies the learning rate; 1 where it says nothing.
       penalties: by path, λ of the penalty λ·Σθ² that joins the gradient.
@@ -49,6 +52,7 @@ class StepParts:
     multi_label: bool
     task: tasks.Task = tasks.CLASSIFICATION
     accumulate: int = 1
+    remat: bool = False
     ema: float = 0.0
     factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     penalties: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -85,13 +89,14 @@ def model_inputs(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 def _apply(parts: StepParts, params: Flat, stats: Flat, inputs: dict[str, jax.Array], key: jax.Array):
     """Training-mode forward pass: logits float32 [b, K] and the new running statistics."""
-    output, updates = parts.model.apply(
-        {"params": nest(params), "batch_stats": nest(stats)},
-        inputs,
-        train=True,
-        rngs={"dropout": key},
-        mutable=["batch_stats"],
-    )
+    with remat.recomputed_blocks() if parts.remat else contextlib.nullcontext():
+        output, updates = parts.model.apply(
+            {"params": nest(params), "batch_stats": nest(stats)},
+            inputs,
+            train=True,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
     return output.logits.astype(jnp.float32), flatten(updates.get("batch_stats", {})) or stats
 
 
