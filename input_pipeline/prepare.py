@@ -248,13 +248,17 @@ def prepare(
         simulated = simulated or any(name.rpartition("/")[2] == MARKER for name in source.names())
         header = _header(study, simulated, seed, manifest, fractions, folds)
         workers = workers or (1 if len(manifest.examples) < _FEW else len(os.sched_getaffinity(0)))
-        crops = table.of(manifest.examples) if table else {}
-        limits = (max_pixels or MAX_PIXELS, near_duplicates is not False)
-        reader = Reader(source, manifest.channels, *limits, crops, manifest.cell_finder)
+        reader = _reader(source, manifest, table, max_pixels, near_duplicates)
         made = vectors if manifest.genes else grey_pixels
         with beam_prepare.machines(runner, beam_options, out, folder, manifest, workers) as work:
             intake.read_all(work.read(reader, manifest.examples) if manifest.has_files else made(manifest), max_bad)
             return _write(folder, intake, source, header, workers, table, work.write_shards)
+
+
+def _reader(source, manifest: Manifest, table, max_pixels: int | None, near_duplicates: bool | None) -> Reader:
+    crops = table.of(manifest.examples) if table else {}
+    near = near_duplicates is not False
+    return Reader(source, manifest.channels, max_pixels or MAX_PIXELS, near, crops, manifest.cell_finder)
 
 
 @contextlib.contextmanager

@@ -116,7 +116,7 @@ def draw(found: Front, title: str, word: str, path: pathlib.Path) -> None:
         if sizes.max() > 10 * sizes.min():
             plotting.log_scale(axes.xaxis)
         axes.set(xlabel="model size (MB of 2^20 bytes)", ylabel=f"{word} accuracy", title=title)
-        axes.legend(loc="lower right")
+        canvas.legend(loc="outside lower center", ncols=2)
 
 
 def claims(table: pd.DataFrame, folder: pathlib.Path | None = None) -> list[str]:
