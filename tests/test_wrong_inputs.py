@@ -14,7 +14,8 @@ import pytest
 from tests.running import ENVIRONMENT, ROOT, command
 
 SMOKE = "configs/hpa.py:smoke"
-TINY = ("--config.epochs=0", "--config.steps=2", "--config.evaluation.baselines=False")
+TINY = ("--config.epochs=0", "--config.steps=2", "--config.image_size=24", "--config.evaluation.baselines=False",
+        "--config.evaluation.explain=", "--config.evaluation.bootstrap=20")  # fmt: skip
 
 
 def shell(arguments: list[str], **options) -> subprocess.CompletedProcess:

@@ -135,7 +135,8 @@ def test_who_leaves_does_not_disturb_the_others(simulated, tmp_path):
 @pytest.mark.parametrize("kind", ["map"])
 @pytest.mark.parametrize("name, options", [
     ("simple_cnn", [{"widths": (4, 6)}, {"widths": (3, 8)}, {"widths": (5, 5)}]),
-    ("grid_cnn", [{"filters": (4, 3), "dense": (5,)}, {"filters": (3, 6), "dense": (7,)}]),
+    pytest.param("grid_cnn", [{"filters": (4, 3), "dense": (5,)}, {"filters": (3, 6), "dense": (7,)}],
+                 marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_padded_widths_change_nothing(kind, name, options, simulated, tmp_path):
     common = {"padding": "same", "activation": "swish"} if name == "grid_cnn" else {}
