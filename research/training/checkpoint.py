@@ -5,11 +5,15 @@ holds the SHA-256 of every file, and a step that fails the check on restore is p
 (orbax itself restores flipped bits silently). Of several processes the first one writes and reads, for all.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import pathlib
 import shutil
+import sys
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -52,6 +56,26 @@ def damage(folder: pathlib.Path) -> str:
 def shapes(tree) -> dict[str, list]:
     """Path → [shape, dtype] of a tree's arrays, to compare a checkpoint with a model before reading it."""
     return {"/".join(k): [list(v.shape), str(v.dtype)] for k, v in flatten_dict(tree).items()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back the traceback that orbax prints of every task which a full disk ends; its exception says it once."""
+    logger, printed = logging.get_absl_logger(), io.StringIO()
+    logger.addFilter(_is_no_failure_of_orbax)
+    try:
+        with contextlib.redirect_stderr(printed):  # of tensorstore's threads
+            yield
+    except BaseException:
+        logging.debug("%s", printed.getvalue())
+        raise
+    finally:
+        logger.removeFilter(_is_no_failure_of_orbax)
+    print(printed.getvalue(), end="", file=sys.stderr)
+
+
+def _is_no_failure_of_orbax(record) -> bool:
+    return record.levelname != "ERROR" or "orbax" not in record.pathname
 
 
 class Checkpoints:
@@ -112,8 +136,9 @@ class Checkpoints:
                 "before it are intact: make room and run the same command again."
             )
         try:
-            self._orbax.save(path, tree)
-            self._orbax.wait_until_finished()
+            with _quiet():
+                self._orbax.save(path, tree)
+                self._orbax.wait_until_finished()
         except (OSError, ValueError) as error:
             shutil.rmtree(path.parent, ignore_errors=True)
             text = str(error)

@@ -1,6 +1,8 @@
 """Checkpoints: exact, complete or absent, verified, and refused when they belong to another model."""
 
 import random
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -67,3 +69,23 @@ def test_left_overs_of_a_killed_save_are_removed(tmp_path):
     Checkpoints(tmp_path).save(4, tree(4), {}, best_step=0)
     (tmp_path / ".tmp.5").mkdir()
     assert Checkpoints(tmp_path).latest() == 4 and not (tmp_path / ".tmp.5").exists()
+
+
+def test_a_disk_that_refuses_in_the_middle_is_one_sentence(tmp_path):
+    """Nothing of the tracebacks of orbax's threads; what was there before stays. No file may be larger than 20 kB."""
+    code = """
+import resource, sys
+import numpy as np
+from input_pipeline.cli import UserError
+from research.training.checkpoint import Checkpoints
+kept = Checkpoints(sys.argv[1])
+kept.save(1, {"a": np.zeros(3)}, {}, 1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    kept.save(2, {"a": np.random.default_rng(0).normal(size=(9, 10_000)), "b": np.ones(10)}, {}, 2)
+except UserError as error:
+    print(error, kept.steps())
+"""
+    result = subprocess.run([sys.executable, "-c", code, tmp_path / "run"], capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+    assert result.stdout.startswith("The checkpoint could not be written to") and result.stdout.endswith("[1]\n")
