@@ -16,7 +16,9 @@ from research.training.signals import StopSignal
 
 
 class Runner:
-    """Stands for a plan's program."""
+    """Stands for a plan's program, which takes three seconds to compile."""
+
+    now = 0.0
 
     def __init__(self, plan, needed=0):
         self.plan, self.needed = plan, needed
@@ -25,7 +27,7 @@ class Runner:
         pass
 
     def compile(self, batches):
-        pass
+        Runner.now += 3.0
 
     def bytes_needed(self):
         return self.needed
@@ -57,6 +59,7 @@ def clock(monkeypatch):
         return seconds[runner.plan.kind]
 
     monkeypatch.setattr(planner, "_time", measure)
+    monkeypatch.setattr(planner, "time", types.SimpleNamespace(monotonic=lambda: Runner.now))
     return types.SimpleNamespace(seconds=seconds, timed=timed)
 
 
