@@ -220,7 +220,7 @@ def prepare(
         folds: number of grouped stratified folds to store, or 0.
         options: of the study, such as `{"channels": "green"}`.
         fractions: shares of the carved roles, where they differ from `FRACTIONS`.
-        simulated: whether the images are; also recognised by a file `SIMULATED.txt` in the source.
+        simulated: whether the images are; a file `SIMULATED.txt` in the source says it too.
         max_bad: share of unusable images above which nothing is written. max_pixels: of an image, None: `MAX_PIXELS`.
         near_duplicates: whether augmented and re-encoded copies are looked for as well; None: where there are images.
         boxes: table of the part of each image that is kept, see `input_pipeline.boxes`, or None for whole images.
@@ -249,10 +249,14 @@ def prepare(
         header = _header(study, simulated, seed, manifest, fractions, folds)
         workers = workers or (1 if len(manifest.examples) < _FEW else len(os.sched_getaffinity(0)))
         reader = _reader(source, manifest, table, max_pixels, near_duplicates)
-        made = vectors if manifest.genes else grey_pixels
         with beam_prepare.machines(runner, beam_options, out, folder, manifest, workers) as work:
-            intake.read_all(work.read(reader, manifest.examples) if manifest.has_files else made(manifest), max_bad)
+            intake.read_all(work.read(reader, manifest.examples) if manifest.has_files else _made(manifest), max_bad)
             return _write(folder, intake, source, header, workers, table, work.write_shards)
+
+
+def _made(manifest: Manifest):
+    """The examples of a study without files: vectors of genes, or captions with a grey pixel each."""
+    return vectors(manifest) if manifest.genes else grey_pixels(manifest)
 
 
 def _reader(source, manifest: Manifest, table, max_pixels: int | None, near_duplicates: bool | None) -> Reader:

@@ -25,7 +25,7 @@ from research.search.plans import Plan
 
 _STEPS = 16  # in one call of a plan with a loop over steps
 _CHUNKS = (2, 4)
-_SAVING = 0.5  # share of a training one by one that another plan may save; seen were up to 0.6, mostly none
+_SAVING = 0.5  # share of a training one by one that another plan may save; a third was measured, this is generous
 _NEAR = 1.15  # plans this close to the best of a like cohort are timed again, others are not
 
 
